@@ -1,0 +1,32 @@
+# Each command sets up what it needs (the first time takes a minute) and then does its job.
+
+PYTHON ?= python3
+BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
+
+.PHONY: help train test test-all environment clean
+
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+train: environment  ## train the digits example in Caffe and draw its pictures
+	.venv/bin/python examples/digits/solve.py
+
+test: environment   ## lint, types and all tests, in real Caffe
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
+	@set -e; newest=$$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10); \
+	for version in 3.7 3.8 $$newest; do \
+		$(BOOTSTRAP) --find $$version > /dev/null; \
+		$(BOOTSTRAP) --python $$version --venv .venv-$$version; \
+		echo "Tests on CPython $$version"; \
+		.venv-$$version/bin/python -m pytest -q; \
+	done
+
+environment:
+	@$(BOOTSTRAP)
+
+clean:          ## remove the environments and what the examples wrote
+	rm -rf .venv* build *.egg-info examples/*/output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""Metadata of the package; `pip install .` needs NumPy only, the extras bring the rest."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "multilabel_softmax_loss/__init__.py").read_text(), re.M).group(1)
+
+# Real Caffe exists as wheels for these interpreters and processors only; its own metadata has no upper bounds.
+HAS_CAFFE = "python_version < '3.10' and platform_machine in 'x86_64 AMD64'"
+
+EXTRAS = {
+    "caffe": [
+        f"{requirement}; {HAS_CAFFE}"
+        for requirement in (
+            "kendryte-caffe==1.0.0.20210829",
+            "numpy<2",
+            "protobuf>=3.20.3,<4",
+            "scipy>=1.7",
+            "scikit-image>=0.19",
+        )
+    ],
+    "fast": ["numba>=0.56"],
+    "tools": [
+        "scikit-learn>=1.0",
+        "matplotlib>=3.5",
+        "tqdm>=4.60",
+        "h5py>=3.8",
+        "lmdb>=1.6,<1.7; python_version < '3.8'",
+        "lmdb>=1.6; python_version >= '3.8'",
+        # 5.0 dropped the reader of Caffe models; 4.12 wants NumPy 2 on CPython 3.9, which Caffe cannot have.
+        "opencv-python-headless>=4.5,<4.12; python_version == '3.9'",
+        "opencv-python-headless>=4.5,<5; python_version != '3.9'",
+    ],
+    "test": [
+        "pytest>=7.4",
+        "hypothesis>=6.79",
+        "mpmath>=1.3",
+        "ruff==0.17.6; python_version == '3.9'",
+        "mypy==1.19.1; python_version == '3.9'",
+    ],
+}
+
+setup(
+    name="multilabel_softmax_loss",
+    version=VERSION,
+    description="Softmax cross-entropy for images with several labels each, as a Caffe Python layer",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-2-Clause",
+    packages=["multilabel_softmax_loss"],
+    python_requires=">=3.7",
+    install_requires=["numpy>=1.21"],
+    extras_require=EXTRAS,
+    classifiers=[
+        "License :: OSI Approved :: BSD License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
