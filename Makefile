@@ -13,6 +13,7 @@ train: environment  ## train the digits example in Caffe and draw its pictures
 
 test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
 
