@@ -41,15 +41,15 @@ class MultilabelLossLayer(caffe.Layer):
         except (TypeError, ValueError) as error:
             message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
             raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
-        self.shapes: list = []
+        self.shapes: Any = None
         self.has_trained = False
 
     def reshape(self, bottom: Any, top: Any) -> None:
-        shapes = [bottom[k].data.shape for k in range(len(bottom))]
+        shapes = bottom[0].data.shape, bottom[1].data.shape, bottom[2].data.shape if len(bottom) == 3 else None
         if shapes == self.shapes:
             return
         try:
-            self.layout = Layout(*shapes, axis=self.options.axis, label_format=self.options.label_format)
+            self.layout = Layout(*shapes, self.options)
         except InputError as error:
             raise self.explain(error) from error
         self.shapes = shapes

@@ -171,7 +171,7 @@ def parse_literal(text: str) -> dict:
             reason = json_error if '"' in text else getattr(error, "msg", None) or type(error).__name__
             raise ValueError(f"{shorten(text)}, neither JSON nor a Python dict literal ({reason})") from error
     if not isinstance(pairs, tuple):
-        raise ValueError(f'{shorten(text)}, a {type(pairs).__name__}; expected a dict such as {{"axis": 1}}')
+        raise ValueError(f'{shorten(text)}, which is no dict such as {{"axis": 1}}')
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:

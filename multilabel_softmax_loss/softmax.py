@@ -68,7 +68,7 @@ def softmax_cross_entropy(
     if sample_weight is not None:
         sample_weight = real_array(sample_weight, "sample weights")
     weight_shape = None if sample_weight is None else sample_weight.shape
-    layout = Layout(scores.shape, labels.shape, weight_shape, axis=checked.axis, label_format=checked.label_format)
+    layout = Layout(scores.shape, labels.shape, weight_shape, checked)
     gradient = np.empty(scores.shape, scores.dtype)
     return evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient), gradient
 

@@ -45,7 +45,7 @@ class Labels:
     def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
         self.values = layout.view(labels, layout.label_width)
         self.layout = layout
-        self.class_weight = column(check_class_weight(options.class_weight, layout), layout)
+        self.class_weight = column(options.class_weight, layout)
         self.statistics = self._statistics(options)
 
     def _statistics(self, options: Options) -> Statistics:
@@ -289,16 +289,6 @@ def position_weights(sample_weight: Optional[np.ndarray], counted: np.ndarray, l
             "expected finite weights >= 0",
         )
     return np.where(counted, weight, 0.0)
-
-
-def check_class_weight(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
-    if class_weight is not None and len(class_weight) != layout.classes:
-        raise InputError(
-            "class_weight",
-            f"option 'class_weight' has {len(class_weight)} values; expected {layout.classes}, "
-            "one per class of {scores}",
-        )
-    return class_weight
 
 
 def column(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
