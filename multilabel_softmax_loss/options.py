@@ -9,7 +9,7 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Type, TypeVar
+from typing import Any, Callable, Mapping, Optional, Tuple, Type, TypeVar
 
 import numpy as np
 
@@ -133,6 +133,9 @@ class Options:
         """Whether the number of non-zero labels matters."""
         return False
 
+    def on_axis(self: OptionsType, axis: int) -> OptionsType:
+        return dataclasses.replace(self, axis=axis)
+
     @classmethod
     def names(cls) -> list:
         return [entry.name for entry in dataclasses.fields(cls)]
@@ -222,3 +225,9 @@ class SoftmaxOptions(Options):
     @property
     def counts_labels(self) -> bool:
         return self.label_normalization == "count"
+
+    @property
+    def affine_arguments(self) -> Tuple[int, float, bool]:
+        """The last arguments of targets.affine_targets."""
+        parts = ("l1", "count", "none").index(self.label_normalization)
+        return parts, self.label_smoothing, self.empty == "uniform"

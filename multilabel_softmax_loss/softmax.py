@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from typing import Any, Optional, Tuple
 
 import numpy as np
 
 from .blobs import InputError, Layout, real_array
 from .options import SoftmaxOptions
-from .targets import Labels, Recipe, read_labels, softmax_recipe
+from .targets import Labels, Recipe, checked_weights, read_labels, softmax_recipe
 
 # Below this sum of exponentials, whose largest is 1, log(sum) and p - t lose digits to cancellation.
 SATURATED = 1 + 1e-3
@@ -70,7 +72,9 @@ def softmax_cross_entropy(
     weight_shape = None if sample_weight is None else sample_weight.shape
     layout = Layout(scores.shape, labels.shape, weight_shape, checked)
     gradient = np.empty(scores.shape, scores.dtype)
-    return evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient), gradient
+    loss, divisor = evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient)
+    gradient *= gradient.dtype.type(1 / divisor if divisor else 0)
+    return loss, gradient
 
 
 def evaluate_softmax(
@@ -81,26 +85,74 @@ def evaluate_softmax(
     options: SoftmaxOptions,
     gradient: Optional[np.ndarray] = None,
     probs: Optional[np.ndarray] = None,
-    factor: float = 1.0,
-) -> float:
-    """The loss; on the way `factor` times its gradient and the probabilities are written where arrays are given.
+) -> Tuple[float, float]:
+    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated.
+    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
+    loss is 0, and so is the gradient.
     """
-    read = read_labels(labels, layout, options)
-    recipe = softmax_recipe(read, sample_weight, layout, options)
-    scores = layout.view(scores, layout.classes)
+    weight = checked_weights(sample_weight, layout)
+    scores, labels = layout.view(scores, layout.classes), layout.view(labels, layout.label_width)
     gradient = None if gradient is None else layout.view(gradient, layout.classes)
     probs = None if probs is None else layout.view(probs, layout.classes)
+    losses, weights = compiled_losses(scores, labels, weight, layout, options, gradient, probs) or numpy_losses(
+        scores, labels, weight, layout, options, gradient, probs
+    )
+    divisor = normalizer(options.normalization, weights, layout)
+    loss = float(losses.sum()) / divisor if divisor else 0.0
+    if options.nonfinite == "error" and not np.isfinite(loss):
+        raise nonfinite_loss(scores, labels, weight, layout, options)
+    return loss, divisor
+
+
+def compiled_losses(
+    scores, labels, weight, layout, options, gradient, probs
+) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """What `numpy_losses` returns, by the kernels; None where they do not apply or met something odd."""
+    backend = kernels()
+    if backend is None or not backend.fits(scores, labels, options):
+        return None
+    done = backend.softmax_losses(scores, labels, weight, layout, options, gradient, probs)
+    if done is None or (options.empty == "error" and not done[1].all()):
+        return None
+    losses, weights = done
+    if not np.isnan(losses.sum()):
+        return losses, weights
+    odd = np.flatnonzero(np.isnan(losses))
+    if 2 * len(odd) > layout.positions:
+        return None
+    # These few positions as a batch of their own, by NumPy.
+    picked = np.unravel_index(odd, (layout.outer, layout.inner))
+    where = picked[:1] if layout.flat else (picked[0], slice(None), picked[1])
+    part = Layout((len(odd), layout.classes), (len(odd), layout.label_width), None, options.on_axis(1))
+    outputs = [
+        None if array is None else np.empty((len(odd), layout.classes), array.dtype) for array in (gradient, probs)
+    ]
+    part_weight = None if weight is None else weight.reshape(-1, 1)[odd]
+    losses[odd] = numpy_losses(scores[where], labels[where], part_weight, part, options, *outputs)[0].ravel()
+    for array, output in zip((gradient, probs), outputs):
+        if array is not None:
+            array[where] = output
+    return losses, weights
+
+
+def numpy_losses(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    weight: Optional[np.ndarray],
+    layout: Layout,
+    options: SoftmaxOptions,
+    gradient: Optional[np.ndarray] = None,
+    probs: Optional[np.ndarray] = None,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """u L and u of each position, float64; arrays are views of the layout, the gradient is u (m p - t)."""
+    read = read_labels(labels, layout, options)
+    recipe = softmax_recipe(read, weight, layout, options)
     losses = np.empty(layout.shape(1))
-    per_loss = factor / recipe.divisor if recipe.divisor else 0.0
     with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
         for where in layout.blocks():
-            losses[where] = softmax_block(scores, read, recipe, where, options, per_loss, gradient, probs)
-        loss = float(np.sum(losses * recipe.weight)) / recipe.divisor if recipe.divisor else 0.0
-    if not np.isfinite(loss) and options.nonfinite == "error":
-        raise nonfinite_loss(scores, losses, read, recipe, layout)
-    return loss
+            losses[where] = softmax_block(scores, read, recipe, where, options, gradient, probs)
+        return losses * recipe.weight, recipe.weight
 
 
 def softmax_block(
@@ -109,7 +161,6 @@ def softmax_block(
     recipe: Recipe,
     where: tuple,
     options: SoftmaxOptions,
-    per_loss: float,
     gradient: Optional[np.ndarray],
     probs: Optional[np.ndarray],
 ) -> np.ndarray:
@@ -138,9 +189,8 @@ def softmax_block(
     if probs is not None:
         probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
     if gradient is not None:
-        step = weight * per_loss
-        exps *= mass * step / sums
-        labels.subtract_from(exps, where, scale * step, background * step)
+        exps *= weight * mass / sums
+        labels.subtract_from(exps, where, weight * scale, weight * background)
         if saturated.any():
             balance(exps, shifted, saturated)
         gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
@@ -174,31 +224,56 @@ def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 
 def nonfinite_loss(
-    scores: np.ndarray, losses: np.ndarray, labels: Labels, recipe: Recipe, layout: Layout
+    scores: np.ndarray, labels: np.ndarray, weight: Optional[np.ndarray], layout: Layout, options: SoftmaxOptions
 ) -> InputError:
     """The error that names the score behind the first loss that is not finite."""
+    losses, _ = numpy_losses(scores, labels, weight, layout, options)
     position = np.argwhere(~np.isfinite(losses))
     if not len(position):
         return InputError(
-            "scores", "the losses are finite and their sum is not; {scores} or {sample_weight} are too large"
+            "scores", "the losses are finite but not their sum; {scores} or {sample_weight} are too large"
         )
     outer, _, *inner = position[0]
     where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
     block = scores[where]
-    targets = labels.targets(where, *recipe.at(where)[:2])
-    unknown = labels.unknown(where)
-    bad = np.isnan(block) | (block == np.inf) | ((block == -np.inf) & (targets > 0))
+    read = read_labels(labels, layout, options)
+    scale, background, _, _ = softmax_recipe(read, weight, layout, options).at(where)
+    bad = np.isnan(block) | (block == np.inf)
+    bad |= (block == -np.inf) & (read.targets(where, scale, background) > 0)
+    unknown = read.unknown(where)
     if unknown is not None:
         bad &= ~unknown
     value = losses[tuple(position[0])]
     if not bad.any():
         place = layout.locate(position[0], name_class=False)
-        return InputError(
-            "scores", f"{{scores}} has only -inf at {place}; expected a finite score. The loss there is {value:g}"
-        )
+        return InputError("scores", f"{{scores}} has no finite value at {place}; the loss there is {value:g}")
     first = np.argwhere(bad)[0]
     return InputError(
         "scores",
         f"{{scores}} has {block[tuple(first)]:g} at {layout.locate(first, where)}; expected finite scores "
         f"(-inf only where the target is 0). The loss there is {value:g}",
     )
+
+
+def normalizer(normalization: str, weights: np.ndarray, layout: Layout) -> float:
+    """What the summed loss and its gradient are divided by; `weights` is 0 at positions that are not counted."""
+    if normalization == "VALID":
+        return float(weights.sum())
+    return float({"FULL": layout.positions, "BATCH_SIZE": layout.outer, "NONE": 1}[normalization])
+
+
+@lru_cache(maxsize=None)
+def kernels() -> Any:
+    """The compiled kernels, or None: as MULTILABEL_SOFTMAX_LOSS_KERNELS says, else where numba is installed."""
+    wanted = os.environ.get("MULTILABEL_SOFTMAX_LOSS_KERNELS", "")
+    if wanted not in ("", "numpy", "numba"):
+        raise ValueError(f"MULTILABEL_SOFTMAX_LOSS_KERNELS is {wanted!r}; expected 'numpy' or 'numba', or nothing")
+    if wanted == "numpy":
+        return None
+    try:
+        from . import kernels as module
+    except ImportError:
+        if wanted == "numba":
+            raise
+        return None
+    return module
