@@ -1,0 +1,150 @@
+"""The loss layers as prototxt text, made from their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from typing import Any, Dict, List, Mapping, Sequence, Type
+
+import numpy as np
+
+from .options import Options, SoftmaxOptions, number
+
+# Options of each layer by its name in python_param.
+LAYERS: Dict[str, Type[Options]] = {"MultilabelSoftmaxLossLayer": SoftmaxOptions}
+
+# Comments beside the lines of a layer, one per top.
+TOP_NOTES = ("the loss, a scalar", "the probabilities, shaped like the scores: 0 to 1, no gradient flows through them")
+LOSS_WEIGHT_NOTES = (
+    "Caffe gives a Python layer none by itself, and without it nothing is learned",
+    "the probabilities are no loss",
+)
+
+
+def loss_layer(
+    name: str = "loss",
+    bottoms: Sequence[str] = ("scores", "labels"),
+    tops: Sequence[str] = ("loss",),
+    loss_weight: float = 1,
+    layer: str = "MultilabelSoftmaxLossLayer",
+    write_defaults: bool = False,
+    **options: Any,
+) -> str:
+    """The prototxt text of a loss layer, with a comment on each blob.
+
+    Parameters
+    ----------
+    name : str
+        The layer's name in the net.
+    bottoms : names of the blobs (scores, labels) or (scores, labels, sample weights)
+    tops : names of the blobs (loss,) or (loss, probabilities)
+    loss_weight : float
+        That of the loss; the probabilities get 0.
+    layer : str
+        A class of this package, one of LAYERS.
+    write_defaults : bool
+        Write every option, each below its effect; otherwise only those that differ from their default.
+    **options
+        As in param_str. A file of class weights is read to check it and then written by its name.
+
+    Raises
+    ------
+    ValueError : an option, a layer or a number of blobs is impossible.
+    TypeError : an option has the wrong type, or `bottoms` or `tops` is one string.
+
+    Examples
+    --------
+    >>> print(loss_layer(label_smoothing=0.1), end="")
+    layer {
+      name: "loss"
+      type: "Python"
+      bottom: "scores"  # class scores, N x C or N x C x H x W: any real number
+      bottom: "labels"  # labels, shaped like the scores: finite, >= 0
+      top: "loss"  # the loss, a scalar
+      loss_weight: 1  # Caffe gives a Python layer none by itself, and without it nothing is learned
+      python_param {
+        module: "multilabel_softmax_loss"
+        layer: "MultilabelSoftmaxLossLayer"
+        param_str: '{"label_smoothing": 0.1}'
+      }
+    }
+    """
+    if layer not in LAYERS:
+        nearest = difflib.get_close_matches(layer, LAYERS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(LAYERS)}"
+        raise ValueError(f"unknown layer {layer!r}; {hint}")
+    check_names("bottoms", bottoms, "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
+    check_names("tops", tops, "1 (the loss) or 2 (the loss, the probabilities)", (1, 2))
+    try:
+        number()(loss_weight)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"loss_weight = {loss_weight!r}; expected {error}") from error
+    checked = LAYERS[layer].make(options)
+    loss_weights = [plain(float(loss_weight)), 0][: len(tops)]
+    lines = [
+        "layer {",
+        f"  name: {quoted(name)}",
+        '  type: "Python"',
+        *(f"  bottom: {quoted(blob)}  # {note}" for blob, note in zip(bottoms, bottom_notes(checked))),
+        *(f"  top: {quoted(blob)}  # {note}" for blob, note in zip(tops, TOP_NOTES)),
+        *(f"  loss_weight: {weight}  # {note}" for weight, note in zip(loss_weights, LOSS_WEIGHT_NOTES)),
+        "  python_param {",
+        '    module: "multilabel_softmax_loss"',
+        f"    layer: {quoted(layer)}",
+        *(f"    {line}" for line in param_str_lines(checked, options, write_defaults)),
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def check_names(role: str, names: Sequence[str], expected: str, allowed: Sequence[int]) -> None:
+    if isinstance(names, str):
+        raise TypeError(f"{role} = {names!r}; expected a list of names")
+    if len(names) not in allowed:
+        raise ValueError(f"{role} has {len(names)} names; expected {expected}")
+
+
+def bottom_notes(options: Options) -> List[str]:
+    """What each bottom is, in the words of a comment."""
+    shape = "N x C or N x C x H x W" if options.axis == 1 else f"classes on axis {options.axis}"
+    if options.label_format == "indices":
+        labels = f"labels, lists of K class indices in place of the C scores: 0 to C-1, padded with {options.padding:g}"
+    else:
+        labels = "labels, shaped like the scores: finite, >= 0"
+        if options.ignore_label is not None:
+            labels += f"; {options.ignore_label:g} where unknown"
+    return [f"class scores, {shape}: any real number", labels, "sample weights, one per sample or per position: >= 0"]
+
+
+def param_str_lines(checked: Options, given: Mapping[str, Any], write_defaults: bool) -> List[str]:
+    """The lines of `param_str: ...`; none where every option has its default."""
+    fields = dataclasses.fields(checked)
+    values = {entry.name: plain(getattr(checked, entry.name)) for entry in fields}
+    values.update({name: value for name, value in given.items() if isinstance(value, str)})  # a file stays a name
+    if write_defaults:
+        pairs = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
+        pairs[:-1] = [pair + "," for pair in pairs[:-1]]
+        # Strings side by side are one string, so that each option can have a comment.
+        lines = ["param_str: '{'"]
+        for entry, pair in zip(fields, pairs):
+            lines.append("  # " + entry.metadata["effect"].replace("`", ""))
+            lines.append("  " + quoted(pair, single=True))
+        return lines + ["'}'"]
+    defaults = {entry.name: plain(entry.default) for entry in fields}
+    changed = {name: values[name] for name in given if values[name] != defaults[name]}
+    return [f"param_str: {quoted(json.dumps(changed), single=True)}"] if changed else []
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON writes it, whole numbers without a point."""
+    if isinstance(value, np.ndarray):
+        return [plain(entry) for entry in value.tolist()]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def quoted(text: str, single: bool = False) -> str:
+    """`text` as a string in prototxt; single quotes leave JSON readable."""
+    mark = "'" if single else '"'
+    return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark).replace("\n", "\\n") + mark
