@@ -1,8 +1,10 @@
-"""Layer text from options. Real Caffe reads it in test_snippets.py."""
+"""Layer text from options, and the committed files that are made of it. Real Caffe reads them in test_snippets.py."""
 
 import ast
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 from multilabel_softmax_loss import prototxt
 from multilabel_softmax_loss.options import SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def param_str(text):
@@ -102,3 +106,29 @@ def test_the_example_in_the_docstring_is_what_it_prints():
     result = doctest.testmod(prototxt)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# The committed files
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "multilabel_softmax_loss.prototxt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=str(ROOT))
+
+
+def test_the_snippets_are_as_the_command_writes_them(tmp_path):
+    written = run(tmp_path)
+    assert (written.returncode, written.stderr) == (0, "")
+    made, committed = (
+        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+        for folder in (tmp_path, ROOT / "prototxt")
+    )
+    assert committed == made, "run `make snippets`"
+    assert len(made) > 5
+
+
+@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["prototxt", "--tables"]], ids=str)
+def test_bad_usage_has_status_2(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage: python -m multilabel_softmax_loss.prototxt" in done.stderr
