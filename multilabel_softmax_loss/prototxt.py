@@ -1,6 +1,7 @@
 """The loss layers as prototxt text, made from their options; and the snippets in prototxt/, made of that.
 
     python -m multilabel_softmax_loss.prototxt prototxt/   # write the snippets
+    python -m multilabel_softmax_loss.prototxt --table     # print the option table of README.md
 
 None of it needs Caffe.
 """
@@ -434,12 +435,43 @@ solver_mode: CPU  # GPU where Caffe is built for it; Python layers run on the CP
 }
 
 
+# Where each option comes from, for the option table.
+SOURCES = {
+    "axis": "Caffe, `SoftmaxParameter`",
+    "label_format": "Caffe's `SoftmaxWithLoss` for one index, here K of them",
+    "ignore_label": "Caffe, `LossParameter`, here per class",
+    "label_smoothing": "Szegedy et al. 2015, arXiv:1512.00567",
+    "class_weight": "Eigen and Fergus 2014, arXiv:1411.4734",
+    "nonfinite": "this package",
+    "label_normalization": '`"l1"` Tian 2016 and Mahajan et al. 2018, arXiv:1805.00932; `"count"` Gomez 2018',
+    "normalization": "Caffe, `LossParameter`",
+    "empty": "this package",
+    "divergence": "Tian 2016",
+}
+
+
+def option_table(options_class: Type[Options]) -> str:
+    """A Markdown table of the options: default, effect, source, and the first snippet that shows each."""
+    rows = ["| option | default | effect | source | snippet |", "|---|---|---|---|---|"]
+    for entry in dataclasses.fields(options_class):
+        mention = json.dumps(entry.name)
+        stem = next(stem for stem, snippet in SNIPPETS.items() if mention in snippet.text())
+        default, effect, source = json.dumps(entry.default), entry.metadata["effect"], SOURCES[entry.name]
+        rows.append(f"| `{entry.name}` | `{default}` | {effect} | {source} | [{stem}](prototxt/{stem}.prototxt) |")
+    return "\n".join(rows) + "\n"
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m multilabel_softmax_loss.prototxt", description="Write the snippets."
+        prog="python -m multilabel_softmax_loss.prototxt", description="Write the snippets, or print the option table."
     )
-    parser.add_argument("folder", type=Path, help="write the snippets into this folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("folder", nargs="?", type=Path, help="write the snippets into this folder")
+    what.add_argument("--table", action="store_true", help="print the option table of the softmax loss")
     chosen = parser.parse_args(arguments)
+    if chosen.table:
+        print(option_table(SoftmaxOptions), end="")
+        return 0
     if not chosen.folder.is_dir():
         parser.error(f"{chosen.folder} is no folder")
     for stem, snippet in SNIPPETS.items():

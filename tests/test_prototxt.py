@@ -127,7 +127,23 @@ def test_the_snippets_are_as_the_command_writes_them(tmp_path):
     assert len(made) > 5
 
 
-@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["prototxt", "--tables"]], ids=str)
+def test_the_option_table_of_the_readme_is_as_the_command_prints_it():
+    printed = run("--table")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    begin, end = "<!-- options of the softmax loss -->\n", "<!-- end of options -->"
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
+    assert shown == printed.stdout, "paste what `python -m multilabel_softmax_loss.prototxt --table` prints"
+    assert re.findall(r"^\| `(\w+)` \|", shown, re.M) == SoftmaxOptions.names()
+
+
+def test_the_table_links_to_snippets_that_show_the_option():
+    rows = re.findall(r"^\| `(\w+)` .*\((prototxt/.*)\) \|$", prototxt.option_table(SoftmaxOptions), re.M)
+    assert len(rows) == len(SoftmaxOptions.names())
+    for name, path in rows:
+        assert f'"{name}"' in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["prototxt", "--table"]], ids=str)
 def test_bad_usage_has_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
