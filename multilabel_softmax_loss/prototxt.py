@@ -406,7 +406,7 @@ layer { name: "teacher_probs" type: "Softmax" bottom: "teacher_softened" top: "t
         {"bottoms": ("scores", "labels", "sample_weight"), "tops": ("loss", "probs"), "write_defaults": True},
     ),
     "solver": Snippet(
-        "A solver for the nets here: Adam, which trains most of them without a search for base_lr.",
+        "A solver for the nets here: Adam, or SGD as its comment says.",
         """\
 # Change: net, max_iter, test_iter (batches of the test set), and base_lr where the loss stalls or grows.
 # For SGD: type: "SGD", base_lr: 0.01, momentum: 0.9, and no momentum2.
