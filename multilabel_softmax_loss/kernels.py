@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional, Tuple
 
@@ -24,8 +25,26 @@ from .targets import affine_targets
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.
 FAST = {"reassoc", "nsz", "contract"}
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 inlined = njit(error_model="numpy", fastmath={"contract"})  # no reassoc: it would undo the rounding in exp
+
+
+def compiled(function: Any) -> Any:
+    """The function compiled on its first call; the machine code is kept beside this file, or in the user's cache.
+
+    numba watches this file only: after a change of targets.affine_targets, remove __pycache__.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": FAST}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        warnings.warn(
+            "multilabel_softmax_loss cannot keep its compiled kernels, so each process compiles them anew (seconds).\n"
+            "    Set NUMBA_CACHE_DIR to a folder that may be written to.",
+            RuntimeWarning,
+            stacklevel=1,  # this line, so that it is shown once for all kernels
+        )
+        return njit(**options)(function)
+
 
 LOG2_E = 1 / math.log(2)
 LN_2 = math.log(2)
@@ -424,7 +443,9 @@ class Team:
 
 
 TEAM = Team(count_threads())
-NONE = np.empty(0)
+NO_WEIGHT = np.empty(0)
+NO_CLASS_WEIGHT = np.empty(0)
+NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
 
 
 def fits(scores: np.ndarray, labels: np.ndarray, options: SoftmaxOptions) -> bool:
@@ -458,8 +479,8 @@ def softmax_losses(
         gradient = scores[:0]
     if probs is None:
         probs = scores[:0]
-    weight = NONE if sample_weight is None else sample_weight.ravel()
-    class_weight = NONE if options.class_weight is None else options.class_weight
+    weight = NO_WEIGHT if sample_weight is None else sample_weight.ravel()
+    class_weight = NO_CLASS_WEIGHT if options.class_weight is None else options.class_weight
     outputs = losses, weights, gradient, probs
     if options.label_format == "dense":
         ignore_label = options.ignore_label

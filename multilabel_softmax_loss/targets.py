@@ -198,7 +198,7 @@ def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:
     return (IndexLabels if options.label_format == "indices" else DenseLabels)(labels, layout, options)
 
 
-def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):  # type: ignore
+def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):
     """The affine function that makes softmax targets of labels; for arrays, and in the kernels for one position.
 
     With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
