@@ -6,7 +6,8 @@ from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout, real_array
+from .blobs import InputError, Layout
+from .losses import loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SoftmaxOptions
 from .targets import Labels, Recipe, read_labels, softmax_recipe
 
@@ -61,16 +62,7 @@ def softmax_cross_entropy(
     >>> print(round(loss, 4), gradient.round(3))  # log 3, since every class has probability 1/3
     1.0986 [[-0.167 -0.167  0.333]]
     """
-    checked = SoftmaxOptions.make(options)
-    scores, labels = real_array(scores, "scores"), real_array(labels, "labels")
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    if sample_weight is not None:
-        sample_weight = real_array(sample_weight, "sample weights")
-    weight_shape = None if sample_weight is None else sample_weight.shape
-    layout = Layout(scores.shape, labels.shape, weight_shape, checked)
-    gradient = np.empty(scores.shape, scores.dtype)
-    return evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient), gradient
+    return loss_and_gradient(evaluate_softmax, SoftmaxOptions.make(options), scores, labels, sample_weight)
 
 
 def evaluate_softmax(
@@ -89,18 +81,22 @@ def evaluate_softmax(
     """
     read = read_labels(labels, layout, options)
     recipe = softmax_recipe(read, sample_weight, layout, options)
-    scores = layout.view(scores, layout.classes)
-    gradient = None if gradient is None else layout.view(gradient, layout.classes)
-    probs = None if probs is None else layout.view(probs, layout.classes)
-    losses = np.empty(layout.shape(1))
+    scores, gradient, probs = layout.view_scores(scores, gradient, probs)
     per_loss = factor / recipe.divisor if recipe.divisor else 0.0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for where in layout.blocks():
-            losses[where] = softmax_block(scores, read, recipe, where, options, per_loss, gradient, probs)
-        loss = float(np.sum(losses * recipe.weight)) / recipe.divisor if recipe.divisor else 0.0
-    if not np.isfinite(loss) and options.nonfinite == "error":
-        raise nonfinite_loss(scores, losses, read, recipe, layout)
-    return loss
+
+    def block(where: tuple) -> np.ndarray:
+        return softmax_block(scores, read, recipe, where, options, per_loss, gradient, probs)
+
+    def bad_scores(where: tuple) -> np.ndarray:
+        targets = read.targets(where, *recipe.at(where)[:2])
+        unknown = read.unknown(where)
+        bad = ~np.isfinite(scores[where]) & ((scores[where] != -np.inf) | (targets > 0))
+        return bad if unknown is None else bad & ~unknown
+
+    def explain(losses: np.ndarray) -> InputError:
+        return nonfinite_loss(scores, losses, layout, bad_scores, "-inf only where the target is 0")
+
+    return mean_loss(block, recipe.weight, recipe.divisor, layout, options, explain)
 
 
 def softmax_block(
@@ -171,34 +167,3 @@ def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """sum_k t_k log(t_k / m), with 0 log 0 = 0."""
     ratio = np.divide(targets, mass, out=np.ones_like(targets), where=targets > 0)
     return (targets * np.log(ratio)).sum(axis=1, keepdims=True)
-
-
-def nonfinite_loss(
-    scores: np.ndarray, losses: np.ndarray, labels: Labels, recipe: Recipe, layout: Layout
-) -> InputError:
-    """The error that names the score behind the first loss that is not finite."""
-    position = np.argwhere(~np.isfinite(losses))
-    if not len(position):
-        return InputError(
-            "scores", "the losses are finite and their sum is not; {scores} or {sample_weight} are too large"
-        )
-    outer, _, *inner = position[0]
-    where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
-    block = scores[where]
-    targets = labels.targets(where, *recipe.at(where)[:2])
-    unknown = labels.unknown(where)
-    bad = np.isnan(block) | (block == np.inf) | ((block == -np.inf) & (targets > 0))
-    if unknown is not None:
-        bad &= ~unknown
-    value = losses[tuple(position[0])]
-    if not bad.any():
-        place = layout.locate(position[0], name_class=False)
-        return InputError(
-            "scores", f"{{scores}} has only -inf at {place}; expected a finite score. The loss there is {value:g}"
-        )
-    first = np.argwhere(bad)[0]
-    return InputError(
-        "scores",
-        f"{{scores}} has {block[tuple(first)]:g} at {layout.locate(first, where)}; expected finite scores "
-        f"(-inf only where the target is 0). The loss there is {value:g}",
-    )

@@ -393,6 +393,14 @@ def test_bad_arrays_are_named(scores, labels, message):
         softmax_cross_entropy(scores, labels)
 
 
+def test_a_loss_that_overflows_is_named():
+    scores, labels = [[0, 0], [0, 1e3]], [[1, 1], [1, 0]]
+    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the class weights are too large$"):
+        softmax_cross_entropy(scores, labels, class_weight=[1e306, 1e306])
+    with pytest.raises(ValueError, match="the losses are finite and their sum is not; scores or sample_weight are too"):
+        softmax_cross_entropy(scores, labels, [1, 1e306])
+
+
 def test_the_culprit_is_named_by_its_place_in_a_spatial_batch():
     scores, labels = random_case((40, 7, 4, 5))
     scores[37, 5, 2, 3] = np.nan
