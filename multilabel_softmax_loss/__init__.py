@@ -8,6 +8,7 @@ from .softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [
+    "MultilabelSigmoidLossLayer",
     "MultilabelSoftmaxLossLayer",
     "SigmoidOptions",
     "SoftmaxOptions",
@@ -16,7 +17,7 @@ __all__ = [
 ]
 
 # Loaded on demand, so that importing the package never needs Caffe.
-ON_DEMAND = {"MultilabelSoftmaxLossLayer": "layers"}
+ON_DEMAND = {"MultilabelSigmoidLossLayer": "layers", "MultilabelSoftmaxLossLayer": "layers"}
 
 
 def __getattr__(name: str) -> Any:
