@@ -1,6 +1,9 @@
 import os
 import platform
 import sys
+import tracemalloc
+
+import pytest
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no log
 
@@ -16,3 +19,18 @@ def pytest_report_header():
     if not HAS_CAFFE:
         return f"Caffe has no wheel for this interpreter: {', '.join(NEEDS_CAFFE)} are left out"
     return None
+
+
+@pytest.fixture
+def peak_bytes():
+    """A function that gives the most memory that another one had allocated at a time."""
+
+    def measure(function):
+        tracemalloc.start()
+        try:
+            function()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measure

@@ -1,5 +1,4 @@
 import itertools
-import tracemalloc
 import warnings
 
 import numpy as np
@@ -409,16 +408,7 @@ def test_warnings_of_numpy_stay_inside():
 # Memory
 
 
-def peak_bytes(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient():
+def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(256, 32000)).astype(np.float32)
     indices = rng.integers(0, 32000, size=(256, 16))
@@ -426,7 +416,7 @@ def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient():
     assert peak < 1.2 * scores.nbytes  # the gradient itself, and blocks
 
 
-def test_the_loss_alone_allocates_blocks_only():
+def test_the_loss_alone_allocates_blocks_only(peak_bytes):
     scores, labels = random_case((512, 4000), dtype=np.float32)
     options = SigmoidOptions(focal_gamma=2.0, pos_weight=2.0)
     layout = Layout(scores.shape, labels.shape, None, options)
