@@ -427,8 +427,8 @@ def index_columns(
 def log_sigmoids(score):
     """-log p, -log q, p and q of a float32 score, with p its sigmoid and q = 1 - p; NaN for NaN."""
     s = np.float64(score)
-    size = abs(s)
-    e = exp(-size if size < 700.0 else (-700.0 if size >= 700.0 else size))
+    x = -abs(s)
+    e = exp(-700.0 if x < -700.0 else x)
     inverse = 1 / ((1 + e) * (2 + e))  # one division for both of 1 / (1 + e) and e / (2 + e)
     larger = (2 + e) * inverse
     smaller = e * larger
