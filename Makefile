@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 
-.PHONY: help train test test-all snippets environment clean
+.PHONY: help train test fuzz test-all snippets environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -16,6 +16,9 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
+
+fuzz: environment   ## draw 16,000 new cases for the claims that hold for every input
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/test_properties.py
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
 	@set -e; newest=$$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10); \
