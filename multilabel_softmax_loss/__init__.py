@@ -8,6 +8,7 @@ _MODULES = {
     "GradientReport": "gradient_check",
     "assert_gradient": "gradient_check",
     "check_function": "gradient_check",
+    "check_layer": "gradient_check_layer",
 }
 
 __all__ = list(_MODULES)
