@@ -9,6 +9,7 @@ _MODULES = {
     "assert_gradient": "gradient_check",
     "check_function": "gradient_check",
     "check_layer": "gradient_check_layer",
+    "check_net": "gradient_check_net",
 }
 
 __all__ = list(_MODULES)

@@ -1,9 +1,12 @@
-"""The gradient checker on Caffe layers: every defect of the zoo by name, and no right layer failed."""
+"""The gradient checker on Caffe layers and nets: every defect of the zoo by name, and no right layer failed."""
 
+import json
 import os
 import random
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 import layer_zoo
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
-from multilabel_softmax_loss import assert_gradient, check_layer
+from multilabel_softmax_loss import assert_gradient, check_layer, check_net
 
+TESTS = Path(__file__).resolve().parent
 BATCHES = [2, 32, 256]
 
 
@@ -149,3 +153,169 @@ def test_a_small_layer_takes_half_a_second_and_a_large_one_the_budget():
         started = time.monotonic()
         assert_gradient(check_layer("layer_zoo", "SoftmaxLoss", bottoms))
         assert time.monotonic() - started < limit
+
+
+# ---- whole nets ------------------------------------------------------------------------------------------------------
+
+NET = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 8 dim: 6 } } }
+layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 8 dim: 10 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "scores"
+        inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
+layer { name: "scale" type: "Python" bottom: "scores" top: "scaled"
+        python_param { module: "layer_zoo" layer: "ScaleAndShift" } }
+layer { name: "loss" type: "Python" bottom: "scaled" bottom: "y" top: "loss" loss_weight: 0.5
+        python_param { module: "layer_zoo" layer: "LAYER" } }
+layer { name: "watch" type: "Python" bottom: "scaled" top: "watch"
+        python_param { module: "test_gradient_check_layer" layer: "Watch" } }
+"""
+FILL = ["--fill", "x=gaussian", "--fill", "y=multihot"]
+
+
+class Watch(layer_zoo.caffe.Layer):
+    """Shows something; has no gradient."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape()
+
+    def forward(self, bottom, top):
+        print("watching")
+        top[0].data[...] = bottom[0].data.mean()
+
+    def backward(self, top, propagate_down, bottom):
+        pass
+
+
+def written(tmp_path, layer="SoftmaxLoss", old="", new=""):
+    assert old in NET
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET.replace("LAYER", layer).replace(old, new) if old else NET.replace("LAYER", layer))
+    return str(path)
+
+
+def command(*arguments, cwd=None):
+    environment = dict(os.environ, PYTHONPATH=str(TESTS))
+    done = subprocess.run(
+        [sys.executable, "-m", "multilabel_softmax_loss", "check-gradient"] + [str(a) for a in arguments],
+        capture_output=True, cwd=cwd, env=environment,
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_a_net_is_checked_layer_by_layer(tmp_path):
+    checked = check_net(written(tmp_path, "NoMean"), fill={"x": "gaussian", "y": "multihot"})
+    assert {name: report.verdict for name, report in checked.reports.items()} == {"scale": "pass", "loss": "fail"}
+    assert checked.verdict == "fail"
+    assert checked.skipped == {"watch": "its backward is empty, and nothing asks for it"}
+    assert "N with N = 8" in str(checked.reports["loss"])
+    assert any(note.startswith("blobs[1]") for note in checked.reports["scale"].notes)
+
+
+def test_a_net_feeds_itself(tmp_path):
+    """Data layers, here a DummyData, need no --fill."""
+    old = 'type: "Input" top: "x" input_param { shape { dim: 8 dim: 6 } }'
+    new = 'type: "DummyData" top: "x" dummy_data_param { shape { dim: 8 dim: 6 } data_filler { type: "gaussian" } }'
+    checked = check_net(written(tmp_path, old=old, new=new), layers=["loss"], fill={"y": "multihot"})
+    assert_gradient(checked.reports["loss"])
+
+
+def test_a_loss_without_loss_weight_is_pointed_out(tmp_path):
+    net = written(tmp_path, old="loss_weight: 0.5", new=" ")
+    checked = check_net(net, ["loss"], {"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == ["no-loss-weight"]
+    assert checked.reports["loss"].verdict == "pass"
+
+
+@pytest.mark.parametrize("layer, name", [
+    ("RaisesInSetup", "raises-in-setup"),
+    ("RaisesInForward", "raises-in-forward"),
+])  # fmt: skip
+def test_a_layer_that_raises_in_a_net_is_the_finding(tmp_path, layer, name):
+    checked = check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == [name]
+    assert checked.verdict == "fail"
+
+
+@pytest.mark.parametrize("fill, match", [
+    ({"x": "gaussian"}, "nothing feeds the Input blob 'y'; add --fill y=KIND"),
+    ({"x": "gaussian", "y": "binary"}, "--fill y=binary; expected gaussian"),
+    ({"x": "gaussian", "y": "index:0"}, "--fill y=index:0; expected gaussian"),
+    ({"x": "gaussian", "scores": "uniform"}, "--fill names 'scores'; the net's Input blobs are x, y"),
+    ({"x": "gaussian", "y": "absent.npy"}, "absent.npy"),
+])  # fmt: skip
+def test_a_bad_fill_is_an_error(tmp_path, fill, match):
+    with pytest.raises(ValueError, match=match):
+        check_net(written(tmp_path), fill=fill)
+
+
+def test_arrays_are_read_from_npy_files(tmp_path):
+    labels = np.zeros((8, 10))
+    labels[:, 0] = 0.5
+    np.save(str(tmp_path / "labels.npy"), labels)
+    fill = {"x": "uniform", "y": str(tmp_path / "labels.npy")}
+    checked = check_net(written(tmp_path, "LabelValuesIgnored"), ["loss"], fill)
+    assert "slope of the loss: 2" in str(checked.reports["loss"])
+    np.save(str(tmp_path / "labels.npy"), labels[:4])
+    with pytest.raises(ValueError, match=r"has shape \(4, 10\); expected \(8, 10\)"):
+        check_net(written(tmp_path), ["loss"], fill)
+
+
+@pytest.mark.parametrize("layer, status", [("SoftmaxLoss", 0), ("Negated", 1), ("HiddenEverywhere", 3)])
+def test_the_command_says_yes_no_or_cannot_tell(tmp_path, layer, status):
+    code, shown, errors = command(written(tmp_path, layer), *FILL, cwd=tmp_path)
+    assert code == status
+    assert shown.splitlines()[0].split() == ["layer", "verdict", "relative", "error", "factor", "findings"]
+    assert "analytic         numeric" in shown
+    assert "watching" in errors
+    assert "watching" not in shown
+    assert sorted(os.listdir(str(tmp_path))) == ["net.prototxt"]
+
+
+def test_the_command_prints_json(tmp_path):
+    code, shown, _ = command(written(tmp_path, "Negated"), *(FILL + ["--json", "--layer", "loss"]))
+    answer = json.loads(shown)
+    assert code == 1
+    assert answer["verdict"] == "fail"
+    assert [layer["name"] for layer in answer["layers"]] == ["loss"]
+    assert answer["layers"][0]["findings"][0]["name"] == "sign-error"
+
+
+@pytest.mark.parametrize("old, new, says", [
+    pytest.param('bottom: "x"', 'bottom: "z"', "Unknown bottom blob 'z' (layer 'ip', bottom index 0)", id="bottom"),
+    pytest.param('"InnerProduct"', '"InnerProdukt"', "Unknown layer type: InnerProdukt", id="layer type"),
+    pytest.param("num_output: 10", "num_output 10", 'Expected ":"', id="syntax"),
+    pytest.param("num_output:", "number:", 'no field named "number"', id="field"),
+    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', "'layer_zo' } cannot be imported", id="module"),
+])  # fmt: skip
+def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, says):
+    code, shown, errors = command(written(tmp_path, old=old, new=new), *FILL)
+    assert code == 2
+    assert shown == ""
+    assert len(errors.splitlines()) == 1
+    assert says in errors
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["absent.prototxt"], "no file 'absent.prototxt'"),
+    (["net.prototxt", "--fill", "x"], "expected BLOB=KIND"),
+    (["net.prototxt", "--tolerance", "0"], "expected a positive number"),
+    (["net.prototxt", "--layer", "ip"] + FILL, "no Python layer 'ip'; its Python layers are scale, loss, watch"),
+])  # fmt: skip
+def test_bad_usage_is_status_2(tmp_path, arguments, says):
+    written(tmp_path)
+    code, _, errors = command(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert says in errors
+
+
+def test_the_command_line_explains_itself(capsys):
+    from multilabel_softmax_loss.__main__ import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["check-gradient", "-h"])
+    assert stopped.value.code == 0
+    assert "example:" in capsys.readouterr().out
+    assert main([]) == 2
