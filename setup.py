@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "multilabel_softmax_loss/__init__.py").read_text(), re.M).group(1)
+INIT = (ROOT / "multilabel_softmax_loss" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M).group(1)
 
 # Real Caffe exists as wheels for these interpreters and processors only; its own metadata has no upper bounds.
 HAS_CAFFE = "python_version < '3.10' and platform_machine in 'x86_64 AMD64'"

@@ -41,7 +41,9 @@ class Interpreter:
     def run(cls, command):
         """The interpreter behind `command`, or None: a name may exist and not run (pyenv's shims do that)."""
         try:
-            probe = subprocess.run([command, "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+            probe = subprocess.run(
+                [command, "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         answer = probe.stdout.decode(errors="replace").split()
@@ -115,9 +117,10 @@ def download_venv(version, venv):
                 if done.returncode == 0:
                     continue
                 reason = (done.stdout.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].strip()
+            tried = ", ".join(dict.fromkeys(candidates(version)))
             sys.exit(
-                f"No CPython {version} was found (tried {', '.join(dict.fromkeys(candidates(version)))}) and none could "
-                f"be downloaded ({reason}). Install CPython {version}, or set CAFFE_PYTHON to one, and run this again."
+                f"No CPython {version} was found (tried {tried}) and none could be "
+                f"downloaded ({reason}). Install CPython {version}, or set CAFFE_PYTHON to one, and run this again."
             )
 
 
@@ -134,7 +137,7 @@ def main():
     parser.add_argument("--python", default="3.9", metavar="X.Y", help="version of CPython (default 3.9)")
     parser.add_argument("--venv", default=".venv", help="folder of the environment (default .venv)")
     parser.add_argument("--extras", default=EXTRAS, help=f"extras of setup.py to install (default {EXTRAS})")
-    parser.add_argument("--find", nargs="+", metavar="X.Y", help="print the first of these that runs; exit 1 if none does")
+    parser.add_argument("--find", nargs="+", metavar="X.Y", help="print the first of these that runs")
     arguments = parser.parse_args()
 
     if arguments.find:

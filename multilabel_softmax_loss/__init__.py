@@ -1,22 +1,36 @@
 """Softmax cross-entropy for images with several labels each, as a Caffe Python layer and as a function."""
 
-import importlib
+from typing import Any
+
+from .options import SoftmaxOptions
+from .softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
+__all__ = [
+    "GradientReport",
+    "MultilabelSoftmaxLossLayer",
+    "SoftmaxOptions",
+    "assert_gradient",
+    "check_function",
+    "check_layer",
+    "check_net",
+    "softmax_cross_entropy",
+]
 
-_MODULES = {
+# Loaded on demand, so that importing the package never needs Caffe.
+ON_DEMAND = {
     "GradientReport": "gradient_check",
+    "MultilabelSoftmaxLossLayer": "layers",
     "assert_gradient": "gradient_check",
     "check_function": "gradient_check",
     "check_layer": "gradient_check_layer",
     "check_net": "gradient_check_net",
 }
 
-__all__ = list(_MODULES)
 
-
-def __getattr__(name):
-    """Public names, each imported from its module when first used: some of them need Caffe."""
-    if name not in _MODULES:
+def __getattr__(name: str) -> Any:
+    if name not in ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{ON_DEMAND[name]}"), name)

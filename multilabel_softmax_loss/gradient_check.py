@@ -273,6 +273,9 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
     def stop(verdict, note, *findings):
         return Measurement(verdict, math.nan, math.nan, math.nan, math.nan, list(findings), [], f"{array}: {note}")
 
+    def untold(why):
+        return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", fatal=False))
+
     if x.size == 0:
         return stop("pass", "empty")
     bad = ~np.isfinite(analytic)
@@ -288,7 +291,7 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
     time_left = deadline - time.monotonic()
     probes = choose_probes(analytic, x, objective.seconds, time_left, random, coordinates)
     if not probes:
-        return stop("inconclusive", "no finite entry to probe")
+        return untold("no entry is finite")
     slopes = Slopes(objective, probes, deadline - 0.2 * max(time_left, 0))
     slope = np.array([probe.slope(analytic) for probe in probes])
     support = np.array([probe.support for probe in probes])
@@ -317,13 +320,13 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
         f"{int((probed & ~single).sum())} directions, {objective.evaluations} evaluations, noise {objective.noise:.1g}"
     )
     if not probed.any():
-        return stop("inconclusive", "no slope within the time or the domain of the loss")
+        return untold("no slope could be measured within the time and the domain of the loss")
     if not changed and not analytic.any():
         said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
         return Measurement("pass", 0.0, 0.0, math.nan, 0.0, [said], [], counts)
 
     if not yardstick.any():
-        return stop("inconclusive", "no slope could be told from zero")
+        return untold("no slope could be told from zero")
     with np.errstate(invalid="ignore"):
         error = np.abs(slope - value) / yardstick
         # The analytic gradient is rounded to the dtype of x too.

@@ -79,6 +79,8 @@ class Runner:
     """A layer with its blobs: `forward` and `backward` on arrays. The bottoms are written before every forward."""
 
     dtype: Any
+    loss_weights: Tuple[float, ...]
+    has_run = False
     bottoms: Any
     tops: Any
     blobs: Any
@@ -91,7 +93,13 @@ class Runner:
 
     def forward(self, arrays) -> List[np.ndarray]:
         self.load(arrays)
+        for i in range(len(self.tops)):
+            if (
+                self.has_run
+            ):  # Caffe holds the loss weights there, in forward too; before the first one it does so itself
+                self.tops[i].diff[...] = self.loss_weights[i]
         self.run_forward()
+        self.has_run = True
         return [self.tops[i].data.copy() for i in range(len(self.tops))]
 
     def backward(self, top_diffs, propagate, fill=0.0) -> List[np.ndarray]:
@@ -184,6 +192,7 @@ class CaffeRunner(Runner):
         finally:
             os.remove(path)
         self.at = len(arrays)
+        self.loss_weights = spec.loss_weights
         self.layer = self.net.layers[self.at]
         self.bottoms = BlobList([self.net.blobs[f"bottom{i}"] for i in range(len(arrays))])
         self.tops = BlobList([self.net.blobs[f"top{i}"] for i in range(spec.tops)])

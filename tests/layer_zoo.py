@@ -7,6 +7,8 @@ to say. The defects of layers people passed around are rebuilt from the descript
 import caffe
 import numpy as np
 
+from multilabel_softmax_loss import MultilabelSoftmaxLossLayer
+
 CLASSES = 10
 
 
@@ -725,11 +727,35 @@ def alone(random, batch):
     return [random.randn(batch, CLASSES)]
 
 
+def unknown_in_places(random, batch):
+    """Labels of -1 are unknown; every sample keeps a label that is known."""
+    scores, labels = labelled(random, batch)
+    labels[:, 1::4] = -1
+    labels[:, 0] = 1
+    return [scores, labels]
+
+
+def lists_of_indices(random, batch):
+    """Three class indices each, some of them padding."""
+    lists = np.array([random.permutation(CLASSES)[:3] for _ in range(batch)])
+    lists[random.rand(batch) < 0.5, 2] = -1
+    return [random.randn(batch, CLASSES), lists]
+
+
+def with_sample_weight(random, batch):
+    return [*labelled(random, batch), random.uniform(0.1, 3, batch)]
+
+
+def per_pixel_with_weight(random, batch):
+    return [*spatial(random, batch), random.uniform(0.1, 3, (batch, 3, 2))]
+
+
 class Cage:
     """A layer of the zoo, the bottoms it gets, and what the checker has to find."""
 
     def __init__(self, layer, finding=None, says="", feed=labelled, **arguments):
         self.layer, self.finding, self.says, self.feed, self.arguments = layer, finding, says, feed, arguments
+        self.module = "layer_zoo" if layer.__module__ == __name__ else "multilabel_softmax_loss"
         self.name = layer.__name__ if feed is labelled else f"{layer.__name__}, {feed.__name__.replace('_', ' ')}"
 
     def bottoms(self, batch):
@@ -814,6 +840,30 @@ RIGHT = [
     Cage(RightOnlyInFloat64),
     Cage(Constant, "both-zero", "zero"),
 ]
+
+# The layer of this package, each option away from its default; its options are told by their text.
+OURS = [
+    Cage(MultilabelSoftmaxLossLayer, feed=feed, param_str=param_str, **arguments)
+    for feed, param_str, arguments in [
+        (labelled, "", {}),
+        (weighted, '{"label_normalization": "l1"}', {}),
+        (weighted, '{"label_normalization": "count"}', {}),
+        (weighted, '{"label_normalization": "none"}', {"loss_weight": 0.3}),
+        (weighted, '{"divergence": "kl", "label_smoothing": 0.1}', {}),
+        (labelled, '{"class_weight": [1, 2, 0.5, 3, 1, 1, 0, 4, 1, 0.1]}', {}),
+        (spatial, '{"normalization": "FULL"}', {}),
+        (spatial, '{"normalization": "BATCH_SIZE", "axis": -3}', {}),
+        (spatial, '{"normalization": "NONE"}', {}),
+        (some_unlabelled, '{"normalization": "VALID"}', {}),
+        (some_unlabelled, '{"empty": "uniform", "normalization": "FULL"}', {}),
+        (unknown_in_places, '{"ignore_label": -1, "label_smoothing": 0.2}', {}),
+        (lists_of_indices, '{"label_format": "indices", "class_weight": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}', {}),
+        (with_sample_weight, '{"label_smoothing": 0.1}', {}),
+        (per_pixel_with_weight, "", {"tops": 2, "loss_weight": (2.0, 0.0)}),
+        (far_apart, '{"nonfinite": "ignore"}', {}),
+    ]
+]
+RIGHT += OURS
 
 UNTELLABLE = [
     Cage(HiddenEverywhere, "cannot-tell", "rounding of the loss"),

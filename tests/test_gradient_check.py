@@ -202,6 +202,12 @@ def test_the_budget_is_kept():
     assert report.verdict == "pass"
 
 
+def test_no_time_is_inconclusive_with_a_sentence():
+    report = check_function(loss, gradient, X, budget=1e-9)
+    assert report.verdict == "inconclusive"
+    assert report.names == ["cannot-tell"]
+
+
 def test_a_seed_repeats_the_check():
     x = np.random.RandomState(5).randn(50, 30)
 

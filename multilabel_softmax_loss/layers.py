@@ -1,0 +1,143 @@
+"""The losses as Caffe Python layers: adapters that move data between blobs and functions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Callable, ClassVar, Optional, Tuple, Type
+
+import caffe
+import numpy as np
+
+from .blobs import InputError, Layout
+from .options import Options, SoftmaxOptions
+from .softmax import evaluate_softmax
+
+BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}
+
+# Where to change what an InputError complains of, by its kind.
+REMEDIES = {
+    "shape": "Change num_output of the layer that makes bottom[0], or the width of the label blob.",
+    "weight_shape": "Change the shape of the blob that is bottom[2].",
+    "labels": 'Change the label data; if this value means "unknown", name it in param_str: "ignore_label".',
+    "empty": 'Label the sample, or set "empty" to "ignore" or "uniform" in param_str.',
+    "scores": 'Lower base_lr, or look at the layers and data that make bottom[0]; "nonfinite": "ignore" in param_str '
+    "lets such a loss pass.",
+    "sample_weight": "Change the data of bottom[2].",
+    "class_weight": "Change class_weight in param_str, or num_output of the layer that makes bottom[0].",
+}
+
+
+class MultilabelLossLayer(caffe.Layer):
+    """What the loss layers share; a subclass names its options and its function."""
+
+    options_class: ClassVar[Type[Options]]
+    evaluate: ClassVar[Callable[..., Tuple[float, float]]]
+
+    def setup(self, bottom: Any, top: Any) -> None:
+        check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
+        check_count(self, "top", len(top), "1 (the loss) or 2 (the loss, the probabilities)", (1, 2))
+        try:
+            self.options = self.options_class.parse(self.param_str)
+        except (TypeError, ValueError) as error:
+            message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
+            raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
+        self.shapes: Any = None
+        self.has_trained = False
+
+    def reshape(self, bottom: Any, top: Any) -> None:
+        shapes = bottom[0].data.shape, bottom[1].data.shape, bottom[2].data.shape if len(bottom) == 3 else None
+        if shapes == self.shapes:
+            return
+        try:
+            self.layout = Layout(*shapes, self.options)
+        except InputError as error:
+            raise self.explain(error) from error
+        self.shapes = shapes
+        self.gradient: Any = None
+        top[0].reshape()  # no axes: a scalar, like Caffe's own losses
+        if len(top) == 2:
+            top[1].reshape(*shapes[0])
+
+    def forward(self, bottom: Any, top: Any) -> None:
+        keep = self.phase == caffe.TRAIN and self.loss_weight(top) != 0
+        if keep and self.gradient is None:
+            self.gradient = np.empty(self.shapes[0], np.float32)
+        self.divisor: Optional[float] = None
+        gradient = self.gradient if keep else None
+        top[0].data[...], divisor = self.run(bottom, gradient, top[1].data if len(top) == 2 else None)
+        self.divisor = divisor if keep else None
+
+    def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
+        if len(top) == 2 and top[1].diff.any():
+            raise ValueError(
+                f"{type(self).__name__}: top[1] (probabilities) has a gradient; none flows through it.\n"
+                "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
+            )
+        if propagate_down[0]:
+            gradient, divisor = self.gradient, self.divisor
+            if divisor is None:
+                gradient = bottom[0].diff
+                _, divisor = self.run(bottom, gradient)
+            step = float(top[0].diff) / divisor if divisor else 0.0
+            np.multiply(gradient, np.float32(step), out=bottom[0].diff)
+        for k in range(1, len(bottom)):
+            if propagate_down[k]:
+                bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
+
+    def run(self, bottom: Any, gradient: Any, probs: Any = None) -> Tuple[float, float]:
+        """Loss and divisor of the bottoms' data; errors name the blobs as the prototxt does."""
+        weight = bottom[2].data if len(bottom) == 3 else None
+        try:
+            return type(self).evaluate(
+                bottom[0].data, bottom[1].data, weight, self.layout, self.options, gradient, probs
+            )
+        except InputError as error:
+            raise self.explain(error) from error
+
+    def loss_weight(self, top: Any) -> float:
+        """top[0].diff, which holds loss_weight in forward already; warns once if it is 0 in training."""
+        loss_weight = float(top[0].diff)
+        if loss_weight == 0 and not self.has_trained:
+            warnings.warn(
+                f"{type(self).__name__}: loss_weight is 0 in the TRAIN phase, so Caffe never calls backward and "
+                "nothing learns from this loss.\n    Add loss_weight: 1 to this layer; Caffe gives a Python layer none "
+                "by itself. (If another layer takes top[0], all is well.)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.has_trained = True
+        return loss_weight
+
+    def explain(self, error: InputError) -> ValueError:
+        return ValueError(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith("?") else text + "."
+
+
+def check_count(layer: Any, role: str, count: int, expected: str, allowed: tuple) -> None:
+    if count not in allowed:
+        raise ValueError(
+            f"{type(layer).__name__}: it has {count} {role}{'' if count == 1 else 's'}; expected {expected}.\n"
+            f"    Change the {role}: lines of this layer."
+        )
+
+
+class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
+    """Softmax cross-entropy with several labels per position.
+
+    Formulas, shapes and options are those of :func:`multilabel_softmax_loss.softmax_cross_entropy`; the options
+    stand in `param_str`, as JSON or as a Python dict literal.
+
+    bottom[0] : scores, (N, C), (N, C, H, W) or any shape with a class axis, any real value
+    bottom[1] : labels, shaped like the scores, or lists of class indices; >= 0, or `ignore_label`
+    bottom[2] : sample weights, optional, one per position or per sample; >= 0
+    top[0] : the loss, a scalar
+    top[1] : the probabilities, optional, shaped like the scores; no gradient flows through them
+
+    Give the layer `loss_weight: 1` (with two tops `loss_weight: 1 loss_weight: 0`).
+    """
+
+    options_class = SoftmaxOptions
+    evaluate = staticmethod(evaluate_softmax)

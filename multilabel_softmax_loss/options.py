@@ -1,0 +1,233 @@
+"""The options of the losses: one frozen object per loss, made from `param_str` or from keywords, and checked."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Optional, Tuple, Type, TypeVar
+
+import numpy as np
+
+OptionsType = TypeVar("OptionsType", bound="Options")
+
+
+def option(default: Any, check: Callable[[Any], Any], effect: str) -> Any:
+    """A field of an options class: its default, the check that returns the value to keep, and what it does."""
+    return field(default=default, metadata={"check": check, "effect": effect})
+
+
+def choice(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        expected = "one of " + ", ".join(repr(word) for word in allowed)
+        if not isinstance(value, str):
+            raise TypeError(expected)
+        if value not in allowed:
+            nearest = difflib.get_close_matches(value.lower(), [word.lower() for word in allowed], n=1, cutoff=0.5)
+            match = [word for word in allowed if [word.lower()] == nearest]
+            raise ValueError(expected + "".join(f"; did you mean {word!r}?" for word in match))
+        return value
+
+    return check
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        expected = "a finite number"
+        if low > -math.inf:
+            expected = f"a finite number >= {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(expected)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(expected)
+        return float(value)
+
+    return check
+
+
+def integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError("an integer")
+    return int(value)
+
+
+def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def per_class(value: Any) -> np.ndarray:
+    """C non-negative values: a list, an array, or the name of a .npy or text file that holds them."""
+    expected = "a list of finite numbers >= 0, one per class, or the name of a .npy or text file that holds them"
+    if isinstance(value, str):
+        try:
+            value = np.load(value, allow_pickle=False) if value.endswith(".npy") else read_numbers(value)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"a readable file of one number per class ({error})") from error
+    elif not isinstance(value, (list, tuple, np.ndarray)) or any(isinstance(entry, (bool, str)) for entry in value):
+        raise TypeError(expected)
+    try:
+        values = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(expected) from error
+    if values.size == 0 or values.size != max(values.shape, default=0):
+        raise ValueError(f"{expected}; its shape is {values.shape}")
+    if not (values >= 0).all() or np.isinf(values).any():
+        worst = int(np.argmin((values.ravel() >= 0) & np.isfinite(values.ravel())))
+        raise ValueError(f"{expected}; entry {worst} is {values.flat[worst]:g}")
+    values = values.ravel()
+    values.flags.writeable = False
+    return values
+
+
+def read_numbers(path: str) -> list:
+    """The numbers of a text file, separated by white space or commas."""
+    with open(path, encoding="utf-8") as file:
+        return [float(word) for word in file.read().replace(",", " ").split()]
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What the losses share. Fields have the names and the defaults of `param_str`."""
+
+    axis: int = option(1, integer, "the class axis of the scores; may be negative")
+    label_format: str = option(
+        "dense",
+        choice("dense", "indices"),
+        '`"dense"`: labels shaped like the scores; `"indices"`: class indices, padded with `ignore_label` (default -1)',
+    )
+    ignore_label: Optional[float] = option(
+        None, optional(number()), "a label entry equal to it is unknown: that class leaves that position"
+    )
+    label_smoothing: float = option(0.0, number(0, 1), "moves this share of the targets to all classes alike")
+    class_weight: Optional[np.ndarray] = option(
+        None, optional(per_class), "C factors for the targets: a list, or a `.npy` or text file"
+    )
+    nonfinite: str = option(
+        "error", choice("error", "ignore"), '`"error"`: a loss of NaN or infinity is an error that names its cause'
+    )
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            try:
+                object.__setattr__(self, entry.name, entry.metadata["check"](value))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"option {entry.name!r} = {shorten(value)}; expected {error}") from error
+        if self.label_format == "indices" and self.ignore_label is not None and self.ignore_label % 1:
+            raise ValueError(
+                f"option 'ignore_label' = {self.ignore_label:g}; expected a whole number, "
+                "since label_format 'indices' pads the lists with it"
+            )
+
+    @property
+    def padding(self) -> float:
+        """What fills the unused places of "indices" labels."""
+        return -1.0 if self.ignore_label is None else self.ignore_label
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether the number of non-zero labels matters."""
+        return False
+
+    def on_axis(self: OptionsType, axis: int) -> OptionsType:
+        return dataclasses.replace(self, axis=axis)
+
+    @classmethod
+    def names(cls) -> list:
+        return [entry.name for entry in dataclasses.fields(cls)]
+
+    @classmethod
+    def make(cls: Type[OptionsType], options: Mapping[str, Any]) -> OptionsType:
+        """The options object for these names and values.
+
+        Raises
+        ------
+        ValueError : a name is unknown (the nearest one is suggested) or a value is impossible.
+        TypeError : a value has the wrong type.
+        """
+        for name in options:
+            if name not in cls.names():
+                nearest = difflib.get_close_matches(str(name), cls.names(), n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(cls.names())}"
+                raise ValueError(f"unknown option {name!r}; {hint}")
+        return cls(**options)
+
+    @classmethod
+    def parse(cls: Type[OptionsType], param_str: str) -> OptionsType:
+        """The options that a `param_str` holds: JSON or a Python dict literal; empty for the defaults."""
+        return cls.make(parse_literal(param_str)) if param_str.strip() else cls()
+
+
+def parse_literal(text: str) -> dict:
+    """The dict written in `text` as JSON or as a Python literal. Nothing in it is ever executed."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (json.JSONDecodeError, RecursionError) as json_error:
+        try:
+            pairs = literal_pairs(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            # JSON's parser knows the column; its reason only helps who wrote JSON.
+            reason = json_error if '"' in text else getattr(error, "msg", None) or type(error).__name__
+            raise ValueError(f"{shorten(text)}, neither JSON nor a Python dict literal ({reason})") from error
+    if not isinstance(pairs, tuple):
+        raise ValueError(f'{shorten(text)}, which is no dict such as {{"axis": 1}}')
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"option {name!r} twice")
+    return dict(pairs)
+
+
+def literal_pairs(text: str) -> Any:
+    """A dict literal as a tuple of its pairs, so that a repeated key is not lost; another literal as its value."""
+    node = ast.parse(text.strip(), mode="eval").body
+    value = ast.literal_eval(node)
+    if isinstance(node, ast.Dict):
+        return tuple((ast.literal_eval(k), ast.literal_eval(v)) for k, v in zip(node.keys, node.values) if k)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shorten(value: Any, width: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxOptions(Options):
+    """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer."""
+
+    label_normalization: str = option(
+        "l1",
+        choice("l1", "count", "none"),
+        'targets from labels y: `"l1"` y / sum(y); `"count"` y / M with M non-zero labels; `"none"` y',
+    )
+    normalization: str = option(
+        "VALID",
+        choice("FULL", "VALID", "BATCH_SIZE", "NONE"),
+        "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
+        "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
+    )
+    empty: str = option(
+        "ignore",
+        choice("ignore", "uniform", "error"),
+        'a position without positive label: `"ignore"` it, aim at `"uniform"` probabilities, or `"error"`',
+    )
+    divergence: str = option(
+        "cross_entropy",
+        choice("cross_entropy", "kl"),
+        '`"kl"` subtracts the entropy of the targets: same gradient, zero at the optimum',
+    )
+
+    @property
+    def counts_labels(self) -> bool:
+        return self.label_normalization == "count"
+
+    @property
+    def affine_arguments(self) -> Tuple[int, float, bool]:
+        """The last arguments of targets.affine_targets."""
+        parts = ("l1", "count", "none").index(self.label_normalization)
+        return parts, self.label_smoothing, self.empty == "uniform"

@@ -1,0 +1,295 @@
+"""From labels to targets: formats, normalisation, smoothing, empty positions, unknown classes and weights.
+
+Whatever the options, the targets of one position are an affine function of its labels y,
+
+    t_k = w_k (a y_k + b)    over the classes that are known there, 0 elsewhere,
+
+with w the class weights. So all options together come down to two numbers per position, `scale` a and
+`background` b, and no array of targets as large as the scores is ever needed: the losses read the labels as they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from .blobs import InputError, Layout
+from .options import Options, SoftmaxOptions
+
+
+class Statistics(NamedTuple):
+    """What the targets need to know of each position's labels; arrays of (outer, 1) or (outer, 1, inner), float64."""
+
+    total: np.ndarray  # sum of the labels
+    positives: np.ndarray  # number of non-zero labels, M
+    known: np.ndarray  # number of known classes
+    weighted_total: np.ndarray  # sum of w_k y_k
+    weighted_known: np.ndarray  # sum of w_k over the known classes
+
+
+class Labels:
+    """Labels of either format behind one interface; `where` is a block of Layout.blocks().
+
+    Parameters
+    ----------
+    labels : array, a view of the layout
+        Non-negative numbers, or class indices padded with `options.padding`.
+    class_weight : (C,) float64 array or None
+
+    Raises
+    ------
+    InputError : a label is negative, not finite, or no index of a class. It names the entry.
+    """
+
+    def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
+        self.values = labels
+        self.layout = layout
+        self.class_weight = column(options.class_weight, layout)
+        self.statistics = self._statistics(options)
+
+    def _statistics(self, options: Options) -> Statistics:
+        raise NotImplementedError
+
+    def unknown(self, where: tuple) -> Optional[np.ndarray]:
+        """The mask of the unknown classes of a block, or None where there can be none."""
+        raise NotImplementedError
+
+    def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """t of a block, float64, shaped like the scores' block. For "indices" the one place where it is made."""
+        raise NotImplementedError
+
+    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """sum_k t_k values_k of each position of a block; 0 times infinity is 0."""
+        raise NotImplementedError
+
+    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
+        """array_k -= t_k, in place."""
+        raise NotImplementedError
+
+
+class DenseLabels(Labels):
+    """Labels shaped like the scores."""
+
+    def _statistics(self, options: Options) -> Statistics:
+        values, layout = self.values, self.layout
+        self.ignore_label: Optional[np.ndarray] = None
+        if options.ignore_label is not None:
+            # Compared in the type of the labels: 0.1 in a float32 blob is not 0.1 in float64.
+            dtype = values.dtype if values.dtype.kind == "f" else np.float64
+            self.ignore_label = np.asarray(options.ignore_label, dtype=dtype)
+        total, positives, known, weighted_total, weighted_known = np.full((5,) + layout.shape(1), float(layout.classes))
+        for where in layout.blocks():
+            labels = self._known_labels(where)
+            unknown = self.unknown(where)
+            total[where] = labels.sum(axis=1, keepdims=True)
+            if not (labels.min(initial=0) >= 0 and np.isfinite(total[where]).all()):
+                raise self._bad_label(labels, where)
+            if options.counts_labels:
+                positives[where] = np.count_nonzero(labels, axis=1, keepdims=True)
+            if unknown is not None:
+                known[where] -= np.count_nonzero(unknown, axis=1, keepdims=True)
+            if self.class_weight is not None:
+                weighted_total[where] = (self.class_weight * labels).sum(axis=1, keepdims=True)
+                known_weights = self.class_weight * (np.ones(labels.shape) if unknown is None else ~unknown)
+                weighted_known[where] = known_weights.sum(axis=1, keepdims=True)
+        if self.class_weight is None:
+            return Statistics(total, positives, known, total, known)
+        return Statistics(total, positives, known, weighted_total, weighted_known)
+
+    def unknown(self, where: tuple) -> Optional[np.ndarray]:
+        return None if self.ignore_label is None else self.values[where] == self.ignore_label
+
+    def _known_labels(self, where: tuple) -> np.ndarray:
+        labels = self.values[where].astype(np.float64)
+        unknown = self.unknown(where)
+        if unknown is not None:
+            labels[unknown] = 0
+        return labels
+
+    def _bad_label(self, labels: np.ndarray, where: tuple) -> InputError:
+        bad = np.argwhere(~((labels >= 0) & np.isfinite(labels)))
+        if not len(bad):
+            return InputError("labels", "{labels} has values so large that their sum overflows")
+        return InputError(
+            "labels",
+            f"{{labels}} has {labels[tuple(bad[0])]:g} at {self.layout.locate(bad[0], where)}; "
+            "expected finite labels >= 0",
+        )
+
+    def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        targets = self._known_labels(where)
+        targets *= scale
+        if background.any():
+            targets += background
+            unknown = self.unknown(where)
+            if unknown is not None:
+                targets[unknown] = 0
+        if self.class_weight is not None:
+            targets *= self.class_weight
+        return targets
+
+    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        targets = self.targets(where, scale, background)
+        expected = (targets * values).sum(axis=1, keepdims=True)
+        if not np.isfinite(expected).all():
+            expected = np.where(targets == 0, 0, targets * values).sum(axis=1, keepdims=True)
+        return expected
+
+    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
+        array -= self.targets(where, scale, background)
+
+
+class IndexLabels(Labels):
+    """Lists of K class indices in place of the class axis; nothing of the size of the scores is made of them."""
+
+    def _statistics(self, options: Options) -> Statistics:
+        values, layout = self.values, self.layout
+        given = values != options.padding
+        bad = given & ~((values >= 0) & (values < layout.classes) & (values == np.floor(values)))
+        if bad.any():
+            first = np.argwhere(bad)[0]
+            raise InputError(
+                "labels",
+                f"{{labels}} has {values[bad][0]:g} at {layout.locate(first, name_class=False)}, "
+                f"entry {first[1]} of the list; "
+                f"expected whole numbers from 0 to {layout.classes - 1}, or {options.padding:g} where the list is over",
+            )
+        ordered = np.sort(np.where(given, values, -1), axis=1)
+        self.present = ordered >= 0
+        self.present[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]  # a repeated index counts once
+        self.indices = np.where(self.present, ordered, 0).astype(np.intp)
+        count = self.present.sum(axis=1, keepdims=True).astype(np.float64)
+        known = np.full(count.shape, float(layout.classes))
+        class_weight = np.ones(layout.classes) if self.class_weight is None else self.class_weight.ravel()
+        self.weights: np.ndarray = class_weight[self.indices] * self.present
+        weighted_total = self.weights.sum(axis=1, keepdims=True)
+        return Statistics(count, count, known, weighted_total, np.full(count.shape, class_weight.sum()))
+
+    def unknown(self, where: tuple) -> Optional[np.ndarray]:
+        return None
+
+    def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        outer, _, *inner = self.indices[where].shape
+        targets = np.zeros((outer, self.layout.classes, *inner))
+        self.subtract_from(targets, where, -scale, -background)
+        return targets
+
+    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+        targets = scale * self.weights[where]
+        chosen = np.take_along_axis(values, self.indices[where], axis=1)
+        expected = np.where(targets == 0, 0, targets * chosen).sum(axis=1, keepdims=True)
+        if background.any():
+            weights = 1.0 if self.class_weight is None else self.class_weight
+            expected += background * np.where(weights == 0, 0, weights * values).sum(axis=1, keepdims=True)
+        return expected
+
+    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
+        if background.any():
+            array -= background if self.class_weight is None else background * self.class_weight
+        present = self.present[where]
+        outer, _, *inner = np.nonzero(present)
+        # Distinct indices, so each entry of the array is met once.
+        array[(outer, self.indices[where][present], *inner)] -= (scale * self.weights[where])[present]
+
+
+def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:
+    """The labels in the format that the options name."""
+    return (IndexLabels if options.label_format == "indices" else DenseLabels)(labels, layout, options)
+
+
+def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):
+    """The affine function that makes softmax targets of labels; for arrays, and in the kernels for one position.
+
+    With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
+
+        a = 1 / sum(y), m0 = 1          label_normalization "l1" (parts 0)
+        a = 1 / M,      m0 = sum(y) / M "count" (parts 1)
+        a = 1,          m0 = sum(y)     "none" (parts 2)
+        t_k = (1-e) a y_k + e m0 / C'   label_smoothing e
+        t_k = 1 / C'                    where no label is positive and these are `uniform`, else 0
+
+    and then the class weights.
+
+    Returns
+    -------
+    scale, background, mass : a, b and m = sum_k t_k, class weights included
+    counted : False where the position is ignored
+
+    References
+    ----------
+    Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, arXiv:1805.00932 ("l1" on multi-hot labels).
+    R. Gomez, Understanding Categorical Cross-Entropy Loss, ..., 2018 ("count": real-valued labels for class balancing).
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567 (label smoothing).
+    """
+    # Truth values are factors here, so that the same lines serve arrays and, compiled, single numbers.
+    labelled = 1.0 * (total > 0)
+    is_empty = (1.0 - labelled) * (known > 0)
+    whole = total if parts == 0 else positives if parts == 1 else labelled
+    scale = labelled * (1 - smoothing) / (whole + (whole == 0))
+    mass = total / (whole + (whole == 0))
+    background = (labelled * smoothing * mass + is_empty * uniform) / (known + (known == 0))
+    counted = labelled + is_empty * uniform > 0
+    return scale, background, scale * weighted_total + background * weighted_known, counted
+
+
+class Recipe(NamedTuple):
+    """What turns the labels of a batch into targets and their losses into one; arrays have one entry per position."""
+
+    scale: np.ndarray  # a
+    background: np.ndarray  # b
+    mass: np.ndarray  # m = sum_k t_k
+    weight: np.ndarray  # sample weight u, 0 where the position is not counted
+
+    def at(self, where: tuple) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """scale, background, mass and weight of a block."""
+        return self.scale[where], self.background[where], self.mass[where], self.weight[where]
+
+
+def softmax_recipe(
+    labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SoftmaxOptions
+) -> Recipe:
+    """Targets of the softmax loss for a whole batch; `sample_weight` as `checked_weights` returns it.
+
+    Raises
+    ------
+    InputError : a position has no label under empty "error".
+    """
+    total, positives, known, weighted_total, weighted_known = labels.statistics
+    has_positive, has_known = total > 0, known > 0
+    if options.empty == "error" and not (has_positive | ~has_known).all():
+        first = np.argwhere(~has_positive & has_known)[0]
+        raise InputError("empty", f"{{labels}} has no positive label at {layout.locate(first, name_class=False)}")
+    with np.errstate(over="ignore"):
+        scale, background, mass, counted = affine_targets(
+            total, positives, known, weighted_total, weighted_known, *options.affine_arguments
+        )
+    if np.isinf(scale).any():
+        raise InputError("labels", "{labels} has values so small that dividing by their sum overflows")
+    weight = np.where(counted, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return Recipe(scale, background, mass, weight)
+
+
+def checked_weights(sample_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+    """The weight of each position as float64, (outer, 1) or (outer, 1, inner); None for none.
+
+    Raises
+    ------
+    InputError : a weight is negative or not finite.
+    """
+    if sample_weight is None:
+        return None
+    weight = layout.view_weight(sample_weight).astype(np.float64)
+    if not ((weight >= 0) & (weight < np.inf)).all():
+        bad = np.argwhere(~((weight >= 0) & (weight < np.inf)))[0]
+        raise InputError(
+            "sample_weight",
+            f"{{sample_weight}} has {weight[tuple(bad)]:g} at {layout.locate(bad, name_class=False)}; "
+            "expected finite weights >= 0",
+        )
+    return weight
+
+
+def column(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+    """Class weights shaped to broadcast against a view of the scores."""
+    return class_weight if class_weight is None or layout.flat else class_weight.reshape(-1, 1)
