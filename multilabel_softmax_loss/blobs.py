@@ -49,7 +49,7 @@ def strip_ones(shape: Sequence[int], keep: int) -> Tuple[int, ...]:
 
 
 class Layout:
-    """How the positions of a score array lie in memory; a *position* is one softmax.
+    """How the positions of a score array lie in memory; a *position* has one score per class.
 
     Every array is seen as (outer, width) or, with axes after the class axis, as (outer, width, inner), where width
     is C for scores and dense labels, K for lists of indices and 1 for what each position has one of. Reductions
@@ -59,7 +59,7 @@ class Layout:
     ----------
     scores, labels, sample_weight : shapes; the last may be None
     options : Options
-        Its axis, label_format and class_weight matter here.
+        Its axis, label_format and what it has one of per class matter here.
 
     Raises
     ------
@@ -89,12 +89,13 @@ class Layout:
         self.label_width = self._label_width(labels, options.label_format)
         self.sample_weight = sample_weight
         self._check_weight(sample_weight)
-        if options.class_weight is not None and len(options.class_weight) != self.classes:
-            raise InputError(
-                "class_weight",
-                f"option 'class_weight' has {len(options.class_weight)} values; expected {self.classes}, "
-                "one per class of {scores}",
-            )
+        for name in options.names():
+            values = getattr(options, name)
+            if isinstance(values, np.ndarray) and len(values) != self.classes:
+                raise InputError(
+                    "class_weight",
+                    f"option {name!r} has {len(values)} values; expected {self.classes}, one per class of {{scores}}",
+                )
 
     def _label_width(self, labels: Tuple[int, ...], label_format: str) -> int:
         expected = list(self.scores)

@@ -1,11 +1,12 @@
-"""The softmax loss's inner passes in compiled form (numba): float32 blobs, float64 inside, one read of each blob.
+"""The losses' inner passes in compiled form (numba): float32 blobs, float64 inside, one read of each blob.
 
 A kernel treats the ordinary positions; whatever is odd (a bad label, a score beyond +-600, a loss that is almost 0)
 it marks and leaves to the NumPy path, which knows how to be exact and what to say. That is also why no maximum of the
 scores is needed here: where the kernels apply, exp() of a double cannot overflow.
 
 Each position is passed over twice while it is in the cache: once for the exponentials and all sums, once for the
-gradient. The formulas are those of softmax.py, the targets those of targets.py, whose function is compiled here too.
+gradient. The formulas are those of softmax.py and sigmoid.py; what turns labels into softmax targets is compiled from
+targets.py itself.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 from numba import njit
 
-from .blobs import Layout
-from .options import SoftmaxOptions
-from .targets import affine_targets
+from .losses import Batch, Losses
+from .targets import affine_targets, sigmoid_terms
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.
 FAST = {"reassoc", "nsz", "contract"}
@@ -66,6 +66,22 @@ def exp_polynomial() -> tuple:
 
 
 C0, C1, C2, C3, C4, C5, C6, C7 = exp_polynomial()
+
+
+def log_polynomial() -> tuple:
+    """c with log(1 + e) = 2u (1 + u^2 (c_0 + c_1 u^2 + ...)), u = e / (2 + e) <= 1/3, to 1e-12 relative."""
+    chebyshev = np.polynomial.chebyshev
+    square = 1 / 18  # u^2 is between 0 and twice this; x between -1 and 1
+
+    def rest(x: np.ndarray) -> np.ndarray:
+        u = np.sqrt(square * (1 + x))
+        return (np.arctanh(u) / u - 1) / u**2
+
+    series = np.polynomial.Polynomial(chebyshev.cheb2poly(chebyshev.chebinterpolate(rest, 7)))
+    return tuple(float(c) for c in series(np.polynomial.Polynomial([-1, 1 / square])).coef)
+
+
+D0, D1, D2, D3, D4, D5, D6, D7 = log_polynomial()
 
 
 @inlined
@@ -407,6 +423,177 @@ def index_columns(
     return True
 
 
+@inlined
+def log_sigmoids(score):
+    """-log p, -log q, p and q of a float32 score, with p its sigmoid and q = 1 - p; NaN for NaN."""
+    s = np.float64(score)
+    x = -abs(s)
+    e = exp(-700.0 if x < -700.0 else x)
+    inverse = 1 / ((1 + e) * (2 + e))  # one division for both of 1 / (1 + e) and e / (2 + e)
+    larger = (2 + e) * inverse
+    smaller = e * larger
+    u = e * (1 + e) * inverse
+    v = u * u
+    log1p = 2 * u * (1 + v * (D0 + v * (D1 + v * (D2 + v * (D3 + v * (D4 + v * (D5 + v * (D6 + v * D7))))))))
+    positive = s > 0
+    return (
+        log1p + (0.0 if positive else -s),
+        log1p + (s if positive else 0.0),
+        larger if positive else smaller,
+        smaller if positive else larger,
+    )
+
+
+@inlined
+def power(cost, gamma):
+    """p^gamma from -log p."""
+    x = -gamma * cost
+    return exp(-700.0 if x < -700.0 else x)
+
+
+@inlined
+def sigmoid_entry(score, positive, negative, gamma):
+    """L and dL/ds of one entry whose terms -q^g log p and -p^g log q have these weights."""
+    p_cost, q_cost, p, q = log_sigmoids(score)
+    if gamma == 0:
+        return positive * p_cost + negative * q_cost, negative * p - positive * q, p
+    q_power, p_power = power(q_cost, gamma), power(p_cost, gamma)
+    loss = positive * (q_power * p_cost) + negative * (p_power * q_cost)
+    slope = negative * (p_power * (p + gamma * q * q_cost)) - positive * (q_power * (q + gamma * p * p_cost))
+    return loss, slope, p
+
+
+@inlined
+def term_weights(y, positive_weight, negative_weight, scale, background):
+    """The weights of the two terms of an entry with label y, and whether it is no label from 0 to 1."""
+    t = scale * y + background
+    return positive_weight * t, negative_weight * (1 - t), 0 if y >= 0 and y <= 1 else 1
+
+
+@compiled
+def sigmoid_rows(
+    scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
+    gamma, losses, counts, gradient, probs, start, stop,
+):  # fmt: skip
+    """Rows start to stop of scores (N, C) and labels (N, C) or lists (N, K); False where a label is no label.
+
+    sample_weight (N) or (0), positive_weight and negative_weight (C), float64. Written: losses u L and u times the
+    number of known classes (N), float64; gradient u dL/ds and probs (N, C) or (0, C), float32.
+    """
+    classes = scores.shape[1]
+    positive, negative = np.empty((2, classes))
+    listed = np.empty(labels.shape[1], np.int64)
+    for n in range(start, stop):
+        known = classes
+        if dense:
+            bad = 0
+            known = 0
+            for k in range(classes):
+                y = labels[n, k]
+                there = not (ignoring and y == ignore_label)
+                y = y if there else labels.dtype.type(0)
+                known += there
+                positive[k], negative[k], is_bad = term_weights(
+                    y, positive_weight[k], negative_weight[k], scale, background
+                )
+                bad |= is_bad
+                if ignoring and not there:
+                    positive[k] = negative[k] = 0.0
+            if bad:
+                return False
+        else:
+            count = distinct(labels[n], ignore_label, classes, listed)
+            if count < 0:
+                return False
+            for k in range(classes):
+                positive[k], negative[k], _ = term_weights(
+                    0.0, positive_weight[k], negative_weight[k], scale, background
+                )
+            for i in range(count):
+                k = listed[i]
+                positive[k], negative[k], _ = term_weights(
+                    1.0, positive_weight[k], negative_weight[k], scale, background
+                )
+        weight = sample_weight[n] if len(sample_weight) else 1.0
+        weight = weight if known > 0 else 0.0
+        counts[n] = weight * known
+        loss = 0.0
+        if len(probs):
+            for k in range(classes):
+                probs[n, k] = log_sigmoids(scores[n, k])[2]
+        if len(gradient):
+            for k in range(classes):
+                cost, slope, _ = sigmoid_entry(scores[n, k], positive[k], negative[k], gamma)
+                loss += cost
+                gradient[n, k] = weight * slope
+        else:
+            for k in range(classes):
+                cost, slope, _ = sigmoid_entry(scores[n, k], positive[k], negative[k], gamma)
+                loss += cost
+        losses[n] = weight * loss if loss < np.inf else np.nan
+    return True
+
+
+@compiled
+def sigmoid_columns(
+    scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
+    gamma, losses, counts, gradient, probs, start, stop,
+):  # fmt: skip
+    """The same for scores (N, C, S) and labels (N, C, S) or (N, K, S); tiles start to stop as in dense_columns."""
+    _, classes, places = scores.shape
+    width, tiles = tiling(classes, places)
+    positive, negative = np.empty((2, classes, width))
+    loss, weight = np.empty((2, width))
+    known, bad = np.empty((2, width), np.int64)
+    listed = np.empty(labels.shape[1], np.int64)
+    for tile in range(start, stop):
+        n = tile // tiles
+        first = (tile % tiles) * width
+        count = min(width, places - first)
+        loss[:] = 0
+        known[:] = 0 if dense else classes
+        bad[:] = 0
+        for k in range(classes):
+            for j in range(count):
+                y = labels[n, k, first + j] if dense else labels.dtype.type(0)
+                there = not (dense and ignoring and y == ignore_label)
+                y = y if there else labels.dtype.type(0)
+                known[j] += 1 if dense and there else 0
+                positive[k, j], negative[k, j], is_bad = term_weights(
+                    y, positive_weight[k], negative_weight[k], scale, background
+                )
+                bad[j] |= is_bad
+                if not there:
+                    positive[k, j] = negative[k, j] = 0.0
+        for j in range(count):
+            if bad[j]:
+                return False
+            if not dense:
+                found = distinct(labels[n, :, first + j], ignore_label, classes, listed)
+                if found < 0:
+                    return False
+                for i in range(found):
+                    k = listed[i]
+                    positive[k, j], negative[k, j], _ = term_weights(
+                        1.0, positive_weight[k], negative_weight[k], scale, background
+                    )
+            place = n * places + first + j
+            weight[j] = sample_weight[place] if len(sample_weight) else 1.0
+            weight[j] = weight[j] if known[j] > 0 else 0.0
+            counts[place] = weight[j] * known[j]
+        for k in range(classes):
+            for j in range(count):
+                cost, slope, p = sigmoid_entry(scores[n, k, first + j], positive[k, j], negative[k, j], gamma)
+                loss[j] += cost
+                if len(gradient):
+                    gradient[n, k, first + j] = weight[j] * slope
+                if len(probs):
+                    probs[n, k, first + j] = p
+        for j in range(count):
+            losses[n * places + first + j] = weight[j] * loss[j] if loss[j] < np.inf else np.nan
+    return True
+
+
 def count_threads() -> int:
     """As many as NUMBA_NUM_THREADS or OMP_NUM_THREADS allow, else one for each processor this process may use."""
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -448,47 +635,58 @@ NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
 
 
-def fits(scores: np.ndarray, labels: np.ndarray, options: SoftmaxOptions) -> bool:
-    """Whether there is a kernel for such a batch: blobs as Caffe has them, and no entropy to subtract."""
-    return (
-        scores.dtype == np.float32
-        and labels.dtype in (np.float32, np.float64)
-        and (labels.dtype == np.float32 or options.label_format == "indices")
-        and scores.flags.c_contiguous
-        and labels.flags.c_contiguous
-        and options.divergence == "cross_entropy"
-        and scores.size > 0
+def suits(batch: Batch) -> bool:
+    """Whether the batch has the types of Caffe's blobs (lists of indices may be float64), in one piece, not empty."""
+    is_list = batch.options.label_format == "indices"
+    return bool(
+        batch.scores.dtype == np.float32
+        and (batch.labels.dtype == np.float32 or (is_list and batch.labels.dtype == np.float64))
+        and batch.scores.flags.c_contiguous
+        and batch.labels.flags.c_contiguous
+        and batch.scores.size
     )
 
 
-def softmax_losses(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    sample_weight: Optional[np.ndarray],
-    layout: Layout,
-    options: SoftmaxOptions,
-    gradient: Optional[np.ndarray],
-    probs: Optional[np.ndarray],
-) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """u L and u of each position, float64; NaN where the NumPy path has to look. None where a label is no label.
-
-    `gradient` and `probs` are written as softmax.softmax_block does; arguments are views of `layout`, weights checked.
-    """
-    losses, weights = np.empty((2, layout.positions))
-    if gradient is None:
-        gradient = scores[:0]
-    if probs is None:
-        probs = scores[:0]
-    weight = NO_WEIGHT if sample_weight is None else sample_weight.ravel()
-    class_weight = NO_CLASS_WEIGHT if options.class_weight is None else options.class_weight
-    outputs = losses, weights, gradient, probs
-    if options.label_format == "dense":
-        ignore_label = options.ignore_label
-        ignoring = (False, np.float32(0)) if ignore_label is None else (True, np.float32(ignore_label))
-        arguments: tuple = (scores, labels, weight, class_weight, *ignoring, *options.affine_arguments, *outputs)
-        kernel = dense_rows if layout.flat else dense_columns
-    else:
-        arguments = (scores, labels, weight, class_weight, options.padding, *options.affine_arguments, *outputs)
-        kernel = index_rows if layout.flat else index_columns
+def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses]:
+    """One of two kernels over the whole batch; None where a label is no label."""
+    layout = batch.layout
+    losses, counts = np.empty((2, layout.positions))
+    outputs = [batch.scores[:0] if array is None else array for array in (batch.gradient, batch.probs)]
+    weight = NO_WEIGHT if batch.weight is None else batch.weight.ravel()
+    arguments = (batch.scores, batch.labels, weight, *options, losses, counts, *outputs)
     count = layout.outer if layout.flat else layout.outer * tiling(layout.classes, layout.inner)[1]
-    return (losses, weights) if TEAM.run(kernel, arguments, count, scores.size) else None
+    done = TEAM.run(rows if layout.flat else columns, arguments, count, batch.scores.size)
+    return (losses, counts) if done else None
+
+
+def softmax_losses(batch: Batch) -> Optional[Losses]:
+    """softmax.softmax_losses by the kernels; NaN where the NumPy path has to look, None where it must do all.
+
+    "kl" is left to it, since its entropy needs a logarithm more.
+    """
+    options = batch.options
+    if not suits(batch) or options.divergence == "kl":
+        return None
+    class_weight = NO_CLASS_WEIGHT if options.class_weight is None else options.class_weight
+    if options.label_format == "dense":
+        ignoring = options.ignore_label is not None
+        ignore_label = np.float32(options.ignore_label if ignoring else 0)
+        done = run(batch, dense_rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)
+    else:
+        done = run(batch, index_rows, index_columns, class_weight, options.padding, *options.affine_arguments)
+    return None if done is None or (options.empty == "error" and not done[1].all()) else done
+
+
+def sigmoid_losses(batch: Batch) -> Optional[Losses]:
+    """sigmoid.sigmoid_losses by the kernels, in the same way."""
+    options = batch.options
+    if not suits(batch):
+        return None
+    scale, background, positive, negative = sigmoid_terms(options, batch.layout.classes)
+    dense = options.label_format == "dense"
+    ignoring = dense and options.ignore_label is not None
+    ignore_label = batch.labels.dtype.type(options.padding)
+    return run(
+        batch, sigmoid_rows, sigmoid_columns, positive, negative, dense, ignoring, ignore_label, scale, background,
+        options.focal_gamma,
+    )  # fmt: skip

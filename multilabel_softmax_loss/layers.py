@@ -9,7 +9,8 @@ import caffe
 import numpy as np
 
 from .blobs import InputError, Layout
-from .options import Options, SoftmaxOptions
+from .options import Options, SigmoidOptions, SoftmaxOptions
+from .sigmoid import evaluate_sigmoid
 from .softmax import evaluate_softmax
 
 BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}
@@ -23,7 +24,7 @@ REMEDIES = {
     "scores": 'Lower base_lr, or look at the layers and data that make bottom[0]; "nonfinite": "ignore" in param_str '
     "lets such a loss pass.",
     "sample_weight": "Change the data of bottom[2].",
-    "class_weight": "Change class_weight in param_str, or num_output of the layer that makes bottom[0].",
+    "class_weight": "Change this option in param_str, or num_output of the layer that makes bottom[0].",
 }
 
 
@@ -141,3 +142,14 @@ class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
 
     options_class = SoftmaxOptions
     evaluate = staticmethod(evaluate_softmax)
+
+
+class MultilabelSigmoidLossLayer(MultilabelLossLayer):
+    """Sigmoid cross-entropy, plain or focal, of labels that do not exclude each other.
+
+    Formulas, shapes and options are those of :func:`multilabel_softmax_loss.sigmoid_cross_entropy`; bottoms, tops and
+    `loss_weight` are those of :class:`MultilabelSoftmaxLossLayer`, with labels from 0 to 1.
+    """
+
+    options_class = SigmoidOptions
+    evaluate = staticmethod(evaluate_sigmoid)

@@ -9,7 +9,7 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, ClassVar, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
@@ -83,15 +83,30 @@ def per_class(value: Any) -> np.ndarray:
     return values
 
 
+def one_or_per_class(value: Any) -> Any:
+    """One non-negative number for all classes, or what per_class() takes."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return number(0)(value)
+    try:
+        return per_class(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"one finite number >= 0, or {error}") from error
+
+
 def read_numbers(path: str) -> list:
     """The numbers of a text file, separated by white space or commas."""
     with open(path, encoding="utf-8") as file:
         return [float(word) for word in file.read().replace(",", " ").split()]
 
 
+normalization_mode = choice("FULL", "VALID", "BATCH_SIZE", "NONE")
+
+
 @dataclass(frozen=True, eq=False)
 class Options:
     """What the losses share. Fields have the names and the defaults of `param_str`."""
+
+    highest_label: ClassVar[float] = math.inf
 
     axis: int = option(1, integer, "the class axis of the scores; may be negative")
     label_format: str = option(
@@ -135,6 +150,11 @@ class Options:
 
     def on_axis(self: OptionsType, axis: int) -> OptionsType:
         return dataclasses.replace(self, axis=axis)
+
+    @property
+    def target_weight(self) -> Optional[np.ndarray]:
+        """The class weights where they are factors of the targets."""
+        return self.class_weight
 
     @classmethod
     def names(cls) -> list:
@@ -207,7 +227,7 @@ class SoftmaxOptions(Options):
     )
     normalization: str = option(
         "VALID",
-        choice("FULL", "VALID", "BATCH_SIZE", "NONE"),
+        normalization_mode,
         "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
         "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
     )
@@ -231,3 +251,32 @@ class SoftmaxOptions(Options):
         """The last arguments of targets.affine_targets."""
         parts = ("l1", "count", "none").index(self.label_normalization)
         return parts, self.label_smoothing, self.empty == "uniform"
+
+
+@dataclass(frozen=True, eq=False)
+class SigmoidOptions(Options):
+    """Options of the sigmoid loss, as in `param_str` of MultilabelSigmoidLossLayer."""
+
+    highest_label: ClassVar[float] = 1.0
+
+    label_smoothing: float = option(0.0, number(0, 1), "moves this share of each target to 1/2")
+    class_weight: Optional[np.ndarray] = option(
+        None, optional(per_class), "C factors for the losses of the classes: a list, or a `.npy` or text file"
+    )
+    pos_weight: Optional[Union[float, np.ndarray]] = option(
+        None, optional(one_or_per_class), "factor of the positive term t log p: one number, or C as for `class_weight`"
+    )
+    focal_gamma: float = option(0.0, number(0), "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p)")
+    focal_alpha: Optional[float] = option(
+        None, optional(number(0, 1)), "factor alpha of the positive term, 1 - alpha of the negative one"
+    )
+    normalization: str = option(
+        "BATCH_SIZE",
+        normalization_mode,
+        "the divisor: `BATCH_SIZE` the first axis, `VALID` the known entries, each with its sample weight, "
+        "`FULL` all entries, `NONE` 1",
+    )
+
+    @property
+    def target_weight(self) -> Optional[np.ndarray]:
+        return None  # class weights are factors of both terms

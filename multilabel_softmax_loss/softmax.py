@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
 from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout, real_array
+from .blobs import InputError, Layout
+from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SoftmaxOptions
-from .targets import Labels, Recipe, checked_weights, read_labels, softmax_recipe
+from .targets import Labels, Recipe, read_labels, softmax_recipe
 
 # Below this sum of exponentials, whose largest is 1, log(sum) and p - t lose digits to cancellation.
 SATURATED = 1 + 1e-3
@@ -63,18 +62,7 @@ def softmax_cross_entropy(
     >>> print(round(loss, 4), gradient.round(3))  # log 3, since every class has probability 1/3
     1.0986 [[-0.167 -0.167  0.333]]
     """
-    checked = SoftmaxOptions.make(options)
-    scores, labels = real_array(scores, "scores"), real_array(labels, "labels")
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    if sample_weight is not None:
-        sample_weight = real_array(sample_weight, "sample weights")
-    weight_shape = None if sample_weight is None else sample_weight.shape
-    layout = Layout(scores.shape, labels.shape, weight_shape, checked)
-    gradient = np.empty(scores.shape, scores.dtype)
-    loss, divisor = evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient)
-    gradient *= gradient.dtype.type(1 / divisor if divisor else 0)
-    return loss, gradient
+    return loss_and_gradient(evaluate_softmax, SoftmaxOptions.make(options), scores, labels, sample_weight)
 
 
 def evaluate_softmax(
@@ -91,85 +79,27 @@ def evaluate_softmax(
     Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
     loss is 0, and so is the gradient.
     """
-    weight = checked_weights(sample_weight, layout)
-    scores, labels = layout.view(scores, layout.classes), layout.view(labels, layout.label_width)
-    gradient = None if gradient is None else layout.view(gradient, layout.classes)
-    probs = None if probs is None else layout.view(probs, layout.classes)
-    losses, weights = compiled_losses(scores, labels, weight, layout, options, gradient, probs) or numpy_losses(
-        scores, labels, weight, layout, options, gradient, probs
-    )
-    divisor = normalizer(options.normalization, weights, layout)
-    loss = float(losses.sum()) / divisor if divisor else 0.0
-    if options.nonfinite == "error" and not np.isfinite(loss):
-        raise nonfinite_loss(scores, labels, weight, layout, options)
-    return loss, divisor
+    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
+    divisors = {"FULL": layout.positions, "BATCH_SIZE": layout.outer}
+    return mean_loss(batch, "softmax_losses", softmax_losses, divisors, explain_softmax)
 
 
-def compiled_losses(
-    scores, labels, weight, layout, options, gradient, probs
-) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """What `numpy_losses` returns, by the kernels; None where they do not apply or met something odd."""
-    backend = kernels()
-    if backend is None or not backend.fits(scores, labels, options):
-        return None
-    done = backend.softmax_losses(scores, labels, weight, layout, options, gradient, probs)
-    if done is None or (options.empty == "error" and not done[1].all()):
-        return None
-    losses, weights = done
-    if not np.isnan(losses.sum()):
-        return losses, weights
-    odd = np.flatnonzero(np.isnan(losses))
-    if 2 * len(odd) > layout.positions:
-        return None
-    # These few positions as a batch of their own, by NumPy.
-    picked = np.unravel_index(odd, (layout.outer, layout.inner))
-    where = picked[:1] if layout.flat else (picked[0], slice(None), picked[1])
-    part = Layout((len(odd), layout.classes), (len(odd), layout.label_width), None, options.on_axis(1))
-    outputs = [
-        None if array is None else np.empty((len(odd), layout.classes), array.dtype) for array in (gradient, probs)
-    ]
-    part_weight = None if weight is None else weight.reshape(-1, 1)[odd]
-    losses[odd] = numpy_losses(scores[where], labels[where], part_weight, part, options, *outputs)[0].ravel()
-    for array, output in zip((gradient, probs), outputs):
-        if array is not None:
-            array[where] = output
-    return losses, weights
+def softmax_losses(batch: Batch) -> Losses:
+    """u L and u of each position."""
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
+    return by_blocks(
+        lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout
+    ), recipe.weight
 
 
-def numpy_losses(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    weight: Optional[np.ndarray],
-    layout: Layout,
-    options: SoftmaxOptions,
-    gradient: Optional[np.ndarray] = None,
-    probs: Optional[np.ndarray] = None,
-) -> Tuple[np.ndarray, np.ndarray]:
-    """u L and u of each position, float64; arrays are views of the layout, the gradient is u (m p - t)."""
-    read = read_labels(labels, layout, options)
-    recipe = softmax_recipe(read, weight, layout, options)
-    losses = np.empty(layout.shape(1))
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for where in layout.blocks():
-            losses[where] = softmax_block(scores, read, recipe, where, options, gradient, probs)
-        return losses * recipe.weight, recipe.weight
-
-
-def softmax_block(
-    scores: np.ndarray,
-    labels: Labels,
-    recipe: Recipe,
-    where: tuple,
-    options: SoftmaxOptions,
-    gradient: Optional[np.ndarray],
-    probs: Optional[np.ndarray],
-) -> np.ndarray:
+def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) -> np.ndarray:
     """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
 
     With z = s - max(s), L = m log(sum_k exp(z_k)) - sum_k t_k z_k: no term is negative, so nothing cancels.
     """
     scale, background, mass, weight = recipe.at(where)
-    shifted = scores[where].astype(np.float64)
+    shifted = batch.scores[where].astype(np.float64)
     unknown = labels.unknown(where)
     if unknown is not None:
         shifted[unknown] = -np.inf
@@ -184,16 +114,16 @@ def softmax_block(
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
     losses = mass * log_sums - labels.expect(shifted, where, scale, background)
-    if options.divergence == "kl":
+    if batch.options.divergence == "kl":
         losses += negative_entropy(labels.targets(where, scale, background), mass)
-    if probs is not None:
-        probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
-    if gradient is not None:
+    if batch.probs is not None:
+        batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
+    if batch.gradient is not None:
         exps *= weight * mass / sums
         labels.subtract_from(exps, where, weight * scale, weight * background)
         if saturated.any():
             balance(exps, shifted, saturated)
-        gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
+        batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
     return losses if weight.all() else np.where(weight == 0, 0, losses)
 
 
@@ -223,57 +153,15 @@ def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return (targets * np.log(ratio)).sum(axis=1, keepdims=True)
 
 
-def nonfinite_loss(
-    scores: np.ndarray, labels: np.ndarray, weight: Optional[np.ndarray], layout: Layout, options: SoftmaxOptions
-) -> InputError:
-    """The error that names the score behind the first loss that is not finite."""
-    losses, _ = numpy_losses(scores, labels, weight, layout, options)
-    position = np.argwhere(~np.isfinite(losses))
-    if not len(position):
-        return InputError(
-            "scores", "the losses are finite but not their sum; {scores} or {sample_weight} are too large"
-        )
-    outer, _, *inner = position[0]
-    where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
-    block = scores[where]
-    read = read_labels(labels, layout, options)
-    scale, background, _, _ = softmax_recipe(read, weight, layout, options).at(where)
-    bad = np.isnan(block) | (block == np.inf)
-    bad |= (block == -np.inf) & (read.targets(where, scale, background) > 0)
-    unknown = read.unknown(where)
-    if unknown is not None:
-        bad &= ~unknown
-    value = losses[tuple(position[0])]
-    if not bad.any():
-        place = layout.locate(position[0], name_class=False)
-        return InputError("scores", f"{{scores}} has no finite value at {place}; the loss there is {value:g}")
-    first = np.argwhere(bad)[0]
-    return InputError(
-        "scores",
-        f"{{scores}} has {block[tuple(first)]:g} at {layout.locate(first, where)}; expected finite scores "
-        f"(-inf only where the target is 0). The loss there is {value:g}",
-    )
+def explain_softmax(batch: Batch) -> InputError:
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
 
+    def bad_scores(where: tuple) -> np.ndarray:
+        scores, unknown = batch.scores[where], labels.unknown(where)
+        targets = labels.targets(where, *recipe.at(where)[:2])
+        bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
+        return bad if unknown is None else bad & ~unknown
 
-def normalizer(normalization: str, weights: np.ndarray, layout: Layout) -> float:
-    """What the summed loss and its gradient are divided by; `weights` is 0 at positions that are not counted."""
-    if normalization == "VALID":
-        return float(weights.sum())
-    return float({"FULL": layout.positions, "BATCH_SIZE": layout.outer, "NONE": 1}[normalization])
-
-
-@lru_cache(maxsize=None)
-def kernels() -> Any:
-    """The compiled kernels, or None: as MULTILABEL_SOFTMAX_LOSS_KERNELS says, else where numba is installed."""
-    wanted = os.environ.get("MULTILABEL_SOFTMAX_LOSS_KERNELS", "")
-    if wanted not in ("", "numpy", "numba"):
-        raise ValueError(f"MULTILABEL_SOFTMAX_LOSS_KERNELS is {wanted!r}; expected 'numpy' or 'numba', or nothing")
-    if wanted == "numpy":
-        return None
-    try:
-        from . import kernels as module
-    except ImportError:
-        if wanted == "numba":
-            raise
-        return None
-    return module
+    losses, _ = softmax_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0")

@@ -4,8 +4,9 @@ Whatever the options, the targets of one position are an affine function of its 
 
     t_k = w_k (a y_k + b)    over the classes that are known there, 0 elsewhere,
 
-with w the class weights. So all options together come down to two numbers per position, `scale` a and
-`background` b, and no array of targets as large as the scores is ever needed: the losses read the labels as they are.
+with w the class weights (1 in the sigmoid loss, where they are factors of the loss). So all options together come
+down to two numbers per position, `scale` a and `background` b, and no array of targets as large as the scores is ever
+needed: the losses read the labels as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple, Optional, Tuple
 import numpy as np
 
 from .blobs import InputError, Layout
-from .options import Options, SoftmaxOptions
+from .options import Options, SigmoidOptions, SoftmaxOptions
 
 
 class Statistics(NamedTuple):
@@ -35,17 +36,19 @@ class Labels:
     ----------
     labels : array, a view of the layout
         Non-negative numbers, or class indices padded with `options.padding`.
-    class_weight : (C,) float64 array or None
+    options : Options
+        Its label_format, ignore_label, highest_label and target_weight matter here.
 
     Raises
     ------
-    InputError : a label is negative, not finite, or no index of a class. It names the entry.
+    InputError : a label is negative, too high, not finite, or no index of a class. It names the entry.
     """
 
     def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
         self.values = labels
         self.layout = layout
-        self.class_weight = column(options.class_weight, layout)
+        weight = options.target_weight
+        self.class_weight = None if weight is None else column(weight, layout)
         self.statistics = self._statistics(options)
 
     def _statistics(self, options: Options) -> Statistics:
@@ -73,6 +76,7 @@ class DenseLabels(Labels):
 
     def _statistics(self, options: Options) -> Statistics:
         values, layout = self.values, self.layout
+        self.highest = options.highest_label
         self.ignore_label: Optional[np.ndarray] = None
         if options.ignore_label is not None:
             # Compared in the type of the labels: 0.1 in a float32 blob is not 0.1 in float64.
@@ -83,7 +87,9 @@ class DenseLabels(Labels):
             labels = self._known_labels(where)
             unknown = self.unknown(where)
             total[where] = labels.sum(axis=1, keepdims=True)
-            if not (labels.min(initial=0) >= 0 and np.isfinite(total[where]).all()):
+            if not (
+                labels.min(initial=0) >= 0 and labels.max(initial=0) <= self.highest and np.isfinite(total[where]).all()
+            ):
                 raise self._bad_label(labels, where)
             if options.counts_labels:
                 positives[where] = np.count_nonzero(labels, axis=1, keepdims=True)
@@ -108,13 +114,13 @@ class DenseLabels(Labels):
         return labels
 
     def _bad_label(self, labels: np.ndarray, where: tuple) -> InputError:
-        bad = np.argwhere(~((labels >= 0) & np.isfinite(labels)))
+        bad = np.argwhere(~((labels >= 0) & (labels <= self.highest) & np.isfinite(labels)))
+        expected = f"labels from 0 to {self.highest:g}" if np.isfinite(self.highest) else "finite labels >= 0"
         if not len(bad):
             return InputError("labels", "{labels} has values so large that their sum overflows")
         return InputError(
             "labels",
-            f"{{labels}} has {labels[tuple(bad[0])]:g} at {self.layout.locate(bad[0], where)}; "
-            "expected finite labels >= 0",
+            f"{{labels}} has {labels[tuple(bad[0])]:g} at {self.layout.locate(bad[0], where)}; expected {expected}",
         )
 
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -270,6 +276,50 @@ def softmax_recipe(
     return Recipe(scale, background, mass, weight)
 
 
+class SigmoidRecipe(NamedTuple):
+    """What turns the labels of a batch into the weights of the two terms of each entry, and their losses into one."""
+
+    scale: np.ndarray  # a and b of t = a y + b, the same everywhere
+    background: np.ndarray
+    positive: np.ndarray  # weights of the terms of t and of 1-t; they broadcast against a view of the scores
+    negative: np.ndarray
+    weight: np.ndarray  # sample weight u of each position, 0 where no class is known
+
+
+def sigmoid_terms(options: SigmoidOptions, classes: int) -> Tuple[float, float, np.ndarray, np.ndarray]:
+    """How labels become targets of the sigmoid loss, and the weights of the two terms of each class.
+
+    With y the labels, w the class weights, v the positive ones and alpha that of the focal loss (both factors are 1
+    without it)::
+
+        t        = a y + b with a = 1 - e, b = e / 2      label_smoothing e
+        positive = w v alpha
+        negative = w (1 - alpha)
+
+    Returns
+    -------
+    a, b : float
+    positive, negative : (C,) float64 arrays
+    """
+    smoothing, alpha = options.label_smoothing, options.focal_alpha
+    class_weight = np.ones(classes) if options.class_weight is None else options.class_weight
+    pos_weight = 1.0 if options.pos_weight is None else options.pos_weight
+    positive = class_weight * pos_weight * (1.0 if alpha is None else alpha)
+    negative = class_weight * (1.0 if alpha is None else 1 - alpha)
+    return 1 - smoothing, smoothing / 2, positive, negative
+
+
+def sigmoid_recipe(
+    labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SigmoidOptions
+) -> SigmoidRecipe:
+    """The same for a whole batch; `sample_weight` as `checked_weights` returns it."""
+    scale, background, positive, negative = sigmoid_terms(options, layout.classes)
+    weight = np.where(labels.statistics.known > 0, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return SigmoidRecipe(
+        np.asarray(scale), np.asarray(background), column(positive, layout), column(negative, layout), weight
+    )
+
+
 def checked_weights(sample_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
     """The weight of each position as float64, (outer, 1) or (outer, 1, inner); None for none.
 
@@ -290,6 +340,6 @@ def checked_weights(sample_weight: Optional[np.ndarray], layout: Layout) -> Opti
     return weight
 
 
-def column(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+def column(class_weight: np.ndarray, layout: Layout) -> np.ndarray:
     """Class weights shaped to broadcast against a view of the scores."""
-    return class_weight if class_weight is None or layout.flat else class_weight.reshape(-1, 1)
+    return class_weight if layout.flat else class_weight.reshape(-1, 1)

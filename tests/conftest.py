@@ -1,13 +1,23 @@
 import os
 import platform
 import sys
+import tracemalloc
+
+import pytest
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no log
 
 # Real Caffe has wheels for these interpreters and processors (setup.py). There a missing Caffe fails the tests;
 # elsewhere the tests of nets cannot be, and everything else is tested.
 HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
-NEEDS_CAFFE = ["caffe_nets.py", "layer_zoo.py", "test_gradient_check_layer.py", "test_in_caffe.py", "test_snippets.py"]
+NEEDS_CAFFE = [
+    "caffe_nets.py",
+    "layer_zoo.py",
+    "test_examples.py",
+    "test_gradient_check_layer.py",
+    "test_in_caffe.py",
+    "test_snippets.py",
+]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE
 
@@ -16,3 +26,18 @@ def pytest_report_header():
     if not HAS_CAFFE:
         return f"Caffe has no wheel for this interpreter: {', '.join(NEEDS_CAFFE)} are left out"
     return None
+
+
+@pytest.fixture
+def peak_bytes():
+    """A function that gives the most memory that another one had allocated at a time."""
+
+    def measure(function):
+        tracemalloc.start()
+        try:
+            function()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measure

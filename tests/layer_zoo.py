@@ -7,7 +7,7 @@ to say. The defects of layers people passed around are rebuilt from the descript
 import caffe
 import numpy as np
 
-from multilabel_softmax_loss import MultilabelSoftmaxLossLayer
+from multilabel_softmax_loss import MultilabelSigmoidLossLayer, MultilabelSoftmaxLossLayer
 
 CLASSES = 10
 
@@ -841,7 +841,7 @@ RIGHT = [
     Cage(Constant, "both-zero", "zero"),
 ]
 
-# The layer of this package, each option away from its default; its options are told by their text.
+# The layers of this package, each option away from its default.
 OURS = [
     Cage(MultilabelSoftmaxLossLayer, feed=feed, param_str=param_str, **arguments)
     for feed, param_str, arguments in [
@@ -861,6 +861,18 @@ OURS = [
         (with_sample_weight, '{"label_smoothing": 0.1}', {}),
         (per_pixel_with_weight, "", {"tops": 2, "loss_weight": (2.0, 0.0)}),
         (far_apart, '{"nonfinite": "ignore"}', {}),
+    ]
+] + [
+    Cage(MultilabelSigmoidLossLayer, feed=feed, param_str=param_str)
+    for feed, param_str in [
+        (labelled, ""),
+        (halves, '{"nonfinite": "ignore"}'),
+        (labelled, '{"focal_gamma": 2, "focal_alpha": 0.25}'),
+        (confident, '{"focal_gamma": 1.5, "normalization": "NONE"}'),
+        (labelled, '{"pos_weight": 3, "class_weight": [1, 2, 0.5, 3, 1, 1, 0, 4, 1, 0.1]}'),
+        (unknown_in_places, '{"ignore_label": -1, "label_smoothing": 0.1, "normalization": "VALID"}'),
+        (lists_of_indices, '{"label_format": "indices"}'),
+        (per_pixel_with_weight, '{"normalization": "FULL"}'),
     ]
 ]
 RIGHT += OURS

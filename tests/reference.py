@@ -1,4 +1,4 @@
-"""The softmax loss as its definition reads: one position at a time, in 50 digits, with none of the package's code."""
+"""The losses as their definitions read: one entry at a time, in 50 digits, with none of the package's code."""
 
 import itertools
 
@@ -94,3 +94,56 @@ def position_loss(scores, targets, divergence):
             if divergence == "kl":
                 loss += t * mpmath.log(t / mass)
     return loss, [0 if t is None else mass * e / partition - t for e, t in zip(exps, targets)]
+
+
+def reference_sigmoid(
+    scores,
+    labels,
+    sample_weight=None,
+    axis=1,
+    normalization="BATCH_SIZE",
+    ignore_label=None,
+    label_smoothing=0.0,
+    class_weight=None,
+    pos_weight=None,
+    focal_gamma=0.0,
+    focal_alpha=None,
+):
+    """Loss and gradient of dense labels, rounded to float64 at the very end; the gradient by differentiating the loss.
+
+    Shapes must be exact; weights are one per position.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    axis %= scores.ndim
+    total, known_weight = mpmath.mpf(0), mpmath.mpf(0)
+    gradient = np.zeros(scores.shape, dtype=object)
+    with mpmath.workdps(DIGITS):
+        for place in np.ndindex(scores.shape):
+            if ignore_label is not None and labels[place] == np.asarray(ignore_label, labels.dtype):
+                continue
+            position = place[:axis] + place[axis + 1 :]
+            weight = mpmath.mpf(1 if sample_weight is None else float(np.asarray(sample_weight)[position]))
+            known_weight += weight
+            smoothing = mpmath.mpf(label_smoothing)
+            target = (1 - smoothing) * mpmath.mpf(float(labels[place])) + smoothing / 2
+            positive, negative = target, 1 - target
+            if class_weight is not None:
+                weight *= mpmath.mpf(float(class_weight[place[axis]]))
+            if pos_weight is not None:
+                positive *= mpmath.mpf(float(np.broadcast_to(pos_weight, scores.shape[axis])[place[axis]]))
+            if focal_alpha is not None:
+                positive, negative = positive * mpmath.mpf(focal_alpha), negative * (1 - mpmath.mpf(focal_alpha))
+
+            def entry_loss(s, positive=positive, negative=negative):
+                p, q = 1 / (1 + mpmath.exp(-s)), 1 / (1 + mpmath.exp(s))
+                log_p, log_q = -mpmath.log1p(mpmath.exp(-s)), -mpmath.log1p(mpmath.exp(s))
+                return -positive * q**focal_gamma * log_p - negative * p**focal_gamma * log_q
+
+            score = mpmath.mpf(float(scores[place]))
+            total += weight * entry_loss(score)
+            gradient[place] = weight * mpmath.diff(entry_loss, score)
+        sizes = {"VALID": known_weight, "FULL": scores.size, "BATCH_SIZE": scores.shape[0], "NONE": 1}
+        divisor = mpmath.mpf(sizes[normalization])
+        if divisor == 0:
+            return 0.0, np.zeros(scores.shape)
+        return float(total / divisor), (gradient / divisor).astype(np.float64)

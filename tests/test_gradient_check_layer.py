@@ -296,9 +296,6 @@ def test_the_command_prints_json(tmp_path):
 @pytest.mark.parametrize("old, new, says", [
     pytest.param('bottom: "x"', 'bottom: "z"', "Unknown bottom blob 'z' (layer 'ip', bottom index 0)", id="bottom"),
     pytest.param('"InnerProduct"', '"InnerProdukt"', "Unknown layer type: InnerProdukt", id="layer type"),
-    pytest.param("num_output: 10", "num_output 10", 'Expected ":"', id="syntax"),
-    pytest.param("num_output:", "number:", 'no field named "number"', id="field"),
-    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', "'layer_zo' } cannot be imported", id="module"),
 ])  # fmt: skip
 def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, says):
     code, shown, errors = command(written(tmp_path, old=old, new=new), *FILL)
@@ -308,11 +305,28 @@ def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, say
     assert says in errors
 
 
+@pytest.mark.parametrize("old, new, error, match", [
+    pytest.param("num_output: 10", "num_output 10", ValueError, 'is no net: .*Expected ":"', id="syntax"),
+    pytest.param("num_output:", "number:", ValueError, 'no field named "number"', id="field"),
+    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ImportError, "cannot be imported", id="module"),
+])  # fmt: skip
+def test_a_net_that_makes_no_sense_is_an_error(tmp_path, old, new, error, match):
+    with pytest.raises(error, match=match):
+        check_net(written(tmp_path, old=old, new=new), fill={"x": "gaussian", "y": "multihot"})
+
+
+def test_layers_and_files_that_are_not_there_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="has no Python layer 'ip'; its Python layers are scale, loss, watch"):
+        check_net(written(tmp_path), ["ip"])
+    with pytest.raises(ValueError, match="no file 'absent.prototxt'"):
+        check_net("absent.prototxt")
+    with pytest.raises(ValueError, match="no file 'absent.caffemodel'"):
+        check_net(written(tmp_path), weights="absent.caffemodel")
+
+
 @pytest.mark.parametrize("arguments, says", [
-    (["absent.prototxt"], "no file 'absent.prototxt'"),
     (["net.prototxt", "--fill", "x"], "expected BLOB=KIND"),
     (["net.prototxt", "--tolerance", "0"], "expected a positive number"),
-    (["net.prototxt", "--layer", "ip"] + FILL, "no Python layer 'ip'; its Python layers are scale, loss, watch"),
 ])  # fmt: skip
 def test_bad_usage_is_status_2(tmp_path, arguments, says):
     written(tmp_path)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from multilabel_softmax_loss import kernels, softmax, softmax_cross_entropy
+from multilabel_softmax_loss import kernels, losses, softmax, softmax_cross_entropy
+from multilabel_softmax_loss.blobs import Layout
+from multilabel_softmax_loss.options import SoftmaxOptions
 
 
 def both(scores, labels, sample_weight=None, **options):
@@ -19,9 +21,9 @@ def both(scores, labels, sample_weight=None, **options):
     for name in ("numpy", "numba"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", name)
-            softmax.kernels.cache_clear()
+            losses.kernels.cache_clear()
             results.append(softmax_cross_entropy(scores, labels, sample_weight, **options))
-            softmax.kernels.cache_clear()
+            losses.kernels.cache_clear()
     return results
 
 
@@ -126,19 +128,16 @@ def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
 
 
 def test_the_probabilities_agree():
-    from multilabel_softmax_loss.blobs import Layout
-    from multilabel_softmax_loss.options import SoftmaxOptions
-
     for shape in ((6, 7), (2, 7, 5, 5)):
         scores, labels = random_case(shape)
         labels[0] = -1
         labels[1, 2] = -1
         options = SoftmaxOptions(ignore_label=-1)
         layout = Layout(shape, shape, None, options)
-        views = layout.view(scores, 7), layout.view(labels, 7)
-        probs = [np.full_like(views[0], np.nan) for _ in range(2)]
-        softmax.numpy_losses(*views, None, layout, options, None, probs[0])
-        softmax.compiled_losses(*views, None, layout, options, None, probs[1])
+        probs = [np.full(shape, np.nan, np.float32) for _ in range(2)]
+        batches = [losses.Batch.of(scores, labels, None, layout, options, None, array) for array in probs]
+        softmax.softmax_losses(batches[0])
+        kernels.softmax_losses(batches[1])
         np.testing.assert_allclose(probs[1], probs[0], rtol=1.2e-7, atol=0)
 
 
@@ -275,7 +274,7 @@ def test_an_installation_that_cannot_be_written_works_and_says_so_once(tmp_path)
 
 
 def test_the_environment_chooses():
-    code = "from multilabel_softmax_loss.softmax import kernels; print(kernels() is None)"
+    code = "from multilabel_softmax_loss.losses import kernels; print(kernels() is None)"
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numpy").stdout.split() == [b"True"]
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numba").stdout.split() == [b"False"]
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="").stdout.split() == [b"False"]

@@ -1,4 +1,3 @@
-import tracemalloc
 import warnings
 
 import numpy as np
@@ -344,16 +343,7 @@ def test_warnings_of_numpy_stay_inside():
 # Memory
 
 
-def peak_bytes(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient():
+def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(256, 100000)).astype(np.float32)
     indices = rng.integers(0, 100000, size=(256, 16))
@@ -361,7 +351,7 @@ def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient():
     assert peak < 1.1 * scores.nbytes  # the gradient itself, and blocks
 
 
-def test_the_loss_alone_allocates_blocks_only():
+def test_the_loss_alone_allocates_blocks_only(peak_bytes):
     scores, labels = random_case((256, 4000), dtype=np.float32)
     layout = Layout(scores.shape, labels.shape, None, SoftmaxOptions())
     peak = peak_bytes(lambda: evaluate_softmax(scores, labels, None, layout, SoftmaxOptions()))
@@ -391,6 +381,14 @@ def test_the_loss_alone_allocates_blocks_only():
 def test_bad_arrays_are_named(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         softmax_cross_entropy(scores, labels)
+
+
+def test_a_loss_that_overflows_is_named():
+    scores, labels = [[0, 0], [0, 1e3]], [[1, 1], [1, 0]]
+    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the weights are too large$"):
+        softmax_cross_entropy(scores, labels, class_weight=[1e306, 1e306])
+    with pytest.raises(ValueError, match="the losses are finite and their sum is not; scores or sample_weight are too"):
+        softmax_cross_entropy(scores, labels, [1, 1e306])
 
 
 def test_the_culprit_is_named_by_its_place_in_a_spatial_batch():
