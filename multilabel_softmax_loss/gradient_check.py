@@ -533,9 +533,9 @@ def wrong_positions(evidence: Evidence, axis: int) -> np.ndarray:
     largest = float(np.max(evidence.yardstick[single], initial=0))
     norm = max(float(np.linalg.norm(analytic)), largest)
     time_left = max(evidence.deadline - time.monotonic(), 0)
-    one_by_one = size * 6 * objective.seconds < 0.2 * time_left
+    one_by_one = size * 6 * objective.seconds < 0.5 * time_left
     groups = np.array_split(np.arange(size), size if one_by_one else min(size, 16))
-    deadline = time.monotonic() + 0.4 * time_left
+    deadline = time.monotonic() + 0.6 * time_left
     while groups and time.monotonic() < deadline:
         probes = []
         for group in groups:
@@ -550,8 +550,8 @@ def wrong_positions(evidence: Evidence, axis: int) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             error = np.abs(slope - value) - SAFETY * truncation - SIGMAS * rounding
             off = error > evidence.tolerance * yardstick
-        if off.all() and 1 < len(groups) < size:
-            return np.ones(size, dtype=bool)  # everywhere, as far as groups can tell
+        if not np.isfinite(value).all() or (off.all() and 1 < len(groups) < size):
+            return np.ones(size, dtype=bool)  # everywhere, as far as there is time to tell
         for group in [group for group, is_off in zip(groups, off) if is_off and len(group) == 1]:
             failing[group] = True
         split = [group for group, is_off in zip(groups, off) if is_off and len(group) > 1][:16]

@@ -157,12 +157,12 @@ def test_bad_arguments_are_errors(arguments, error, match):
 
 
 def test_a_small_layer_takes_half_a_second_and_a_large_one_the_budget():
-    for shape, limit in (((8, 20), 0.5), ((256, 1000), 10.0)):
+    for shape, limit, clock in (((8, 20), 0.5, time.process_time), ((256, 1000), 10.0, time.monotonic)):
         generator = np.random.RandomState(0)
         bottoms = [generator.randn(*shape), (generator.rand(*shape) < 0.1).astype(float)]
-        started = time.monotonic()
+        started = clock()
         assert_gradient(check_layer("layer_zoo", "SoftmaxLoss", bottoms))
-        assert time.monotonic() - started < limit
+        assert clock() - started < limit
 
 
 # ---- whole nets ------------------------------------------------------------------------------------------------------
