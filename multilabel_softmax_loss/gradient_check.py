@@ -313,7 +313,7 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
     value, truncation, rounding = slopes.estimate()
     bar = truncation + SIGMAS * rounding
     yardstick = yardsticks(value)
-    changed = bool(np.nanmax(np.abs(slopes.jump), initial=0) > 0 or np.nanmax(np.abs(slopes.central), initial=0) > 0)
+    changed = bool(np.nan_to_num(slopes.jump).any() or np.nan_to_num(slopes.central).any())
     probed = np.isfinite(value)
     counts = (
         f"{array} {x.shape}: {int((probed & single).sum())} of {x.size} coordinates, "

@@ -233,7 +233,7 @@ class Slopes:
         left_over = 2 * self.jump[1:] - self.jump[:-1]
         # The noise of a difference of slopes may be that of one jump between two rounded values: hence twice.
         bar = 2 * SIGMAS * np.hypot(2 * sigma[1:], sigma[:-1])
-        largest = np.nanmax(np.abs(left_over), axis=0, initial=0)
+        largest = np.nan_to_num(np.abs(left_over)).max(axis=0)
         finite = np.isfinite(left_over) & (bar <= np.maximum(matters, 0.25 * largest))
         last = np.where(finite.any(axis=0), len(left_over) - 1 - finite[::-1].argmax(axis=0), 1)
         columns = np.arange(count)
