@@ -18,7 +18,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 # Real Caffe has wheels for these interpreters and processors (setup.py). There a missing Caffe fails the tests;
 # elsewhere the tests of nets cannot be, and everything else is tested.
 HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
-NEEDS_CAFFE = ["caffe_nets.py", "test_in_caffe.py", "test_examples.py", "test_snippets.py"]
+NEEDS_CAFFE = [
+    "caffe_nets.py",
+    "layer_zoo.py",
+    "test_examples.py",
+    "test_gradient_check_layer.py",
+    "test_in_caffe.py",
+    "test_snippets.py",
+]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE
 
