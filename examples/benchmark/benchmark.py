@@ -287,8 +287,8 @@ def draw(results, path):
     panels[-1, 0].set_xlabel("forward and backward, ms (shorter is faster; logarithmic)")
     threads = results["threads"]
     figure.suptitle(
-        f"One loss layer on {threads} CPU thread{'s' if threads > 1 else ''}: this package blue, the mere copying of its "
-        "data green",
+        f"One loss layer on {threads} CPU thread{'s' if threads > 1 else ''}: this package in blue, "
+        "the mere copying of its data in green",
         fontsize=11,
     )
     figure.tight_layout()
