@@ -699,6 +699,15 @@ NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
 
 
+@compiled
+def add_up(losses, counts):
+    total = count = 0.0
+    for k in range(len(losses)):
+        total += losses[k]
+        count += counts[k]
+    return total, count
+
+
 def suits(batch: Batch) -> bool:
     """Whether the batch has the types of Caffe's blobs (lists of indices may be float64), in one piece, not empty."""
     is_list = batch.options.label_format == "indices"
@@ -714,13 +723,13 @@ def suits(batch: Batch) -> bool:
 def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses]:
     """One of two kernels over the whole batch; None where a label is no label."""
     layout = batch.layout
-    losses, counts = np.empty((2, layout.positions))
+    losses, counts = np.empty(layout.positions), np.empty(layout.positions)
     outputs = [batch.scores[:0] if array is None else array for array in (batch.gradient, batch.probs)]
     weight = NO_WEIGHT if batch.weight is None else batch.weight.ravel()
     arguments = (batch.scores, batch.labels, weight, *options, losses, counts, *outputs)
     count = layout.outer if layout.flat else layout.outer * tiling(layout.classes, layout.inner)[1]
     done = TEAM.run(rows if layout.flat else columns, arguments, count, batch.scores.size)
-    return (losses, counts) if done else None
+    return Losses(losses, counts, *add_up(losses, counts)) if done else None
 
 
 def softmax_losses(batch: Batch) -> Optional[Losses]:
@@ -738,7 +747,9 @@ def softmax_losses(batch: Batch) -> Optional[Losses]:
         done = run(batch, dense_rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)
     else:
         done = run(batch, index_rows, index_columns, class_weight, options.padding, *options.affine_arguments)
-    return None if done is None or (options.empty == "error" and not done[1].all()) else done
+    if done is None or (options.empty == "error" and not done.counts.all()):
+        return None
+    return done
 
 
 def sigmoid_losses(batch: Batch) -> Optional[Losses]:
