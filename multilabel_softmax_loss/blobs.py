@@ -139,10 +139,6 @@ class Layout:
         """`array` as (outer, width) or (outer, width, inner); no copy where it is C-contiguous."""
         return array.reshape(self.shape(width))
 
-    def view_scores(self, *arrays: Any) -> list:
-        """Views of arrays shaped like the scores; None stays None."""
-        return [None if array is None else self.view(array, self.classes) for array in arrays]
-
     def view_weight(self, weight: np.ndarray) -> np.ndarray:
         """Sample weights as (outer, 1) or (outer, 1, inner), each sample's repeated over its positions."""
         if self.weight_per_sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, ClassVar, Optional, Type
+from typing import Any, Callable, ClassVar, Optional, Tuple, Type
 
 import caffe
 import numpy as np
@@ -32,7 +32,7 @@ class MultilabelLossLayer(caffe.Layer):
     """What the loss layers share; a subclass names its options and its function."""
 
     options_class: ClassVar[Type[Options]]
-    evaluate: ClassVar[Callable[..., float]]
+    evaluate: ClassVar[Callable[..., Tuple[float, float]]]
 
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
@@ -63,10 +63,10 @@ class MultilabelLossLayer(caffe.Layer):
         keep = self.phase == caffe.TRAIN and self.loss_weight(top) != 0
         if keep and self.gradient is None:
             self.gradient = np.empty(self.shapes[0], np.float32)
-        self.is_fresh = False
+        self.divisor: Optional[float] = None
         gradient = self.gradient if keep else None
-        top[0].data[...] = self.run(bottom, gradient, probs=top[1].data if len(top) == 2 else None)
-        self.is_fresh = keep
+        top[0].data[...], divisor = self.run(bottom, gradient, top[1].data if len(top) == 2 else None)
+        self.divisor = divisor if keep else None
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
         if len(top) == 2 and top[1].diff.any():
@@ -75,20 +75,22 @@ class MultilabelLossLayer(caffe.Layer):
                 "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
             )
         if propagate_down[0]:
-            if self.is_fresh:
-                np.multiply(self.gradient, top[0].diff, out=bottom[0].diff)
-            else:
-                self.run(bottom, bottom[0].diff, factor=float(top[0].diff))
+            gradient, divisor = self.gradient, self.divisor
+            if divisor is None:
+                gradient = bottom[0].diff
+                _, divisor = self.run(bottom, gradient)
+            step = float(top[0].diff) / divisor if divisor else 0.0
+            np.multiply(gradient, np.float32(step), out=bottom[0].diff)
         for k in range(1, len(bottom)):
             if propagate_down[k]:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
 
-    def run(self, bottom: Any, gradient: Optional[np.ndarray], **arguments: Any) -> float:
-        """The loss of the bottoms' data; errors name the blobs as the prototxt does."""
+    def run(self, bottom: Any, gradient: Any, probs: Any = None) -> Tuple[float, float]:
+        """Loss and divisor of the bottoms' data; errors name the blobs as the prototxt does."""
         weight = bottom[2].data if len(bottom) == 3 else None
         try:
             return type(self).evaluate(
-                bottom[0].data, bottom[1].data, weight, self.layout, self.options, gradient, **arguments
+                bottom[0].data, bottom[1].data, weight, self.layout, self.options, gradient, probs
             )
         except InputError as error:
             raise self.explain(error) from error

@@ -9,7 +9,7 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Mapping, Optional, Type, TypeVar, Union
+from typing import Any, Callable, ClassVar, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
@@ -148,6 +148,9 @@ class Options:
         """Whether the number of non-zero labels matters."""
         return False
 
+    def on_axis(self: OptionsType, axis: int) -> OptionsType:
+        return dataclasses.replace(self, axis=axis)
+
     @property
     def target_weight(self) -> Optional[np.ndarray]:
         """The class weights where they are factors of the targets."""
@@ -242,6 +245,12 @@ class SoftmaxOptions(Options):
     @property
     def counts_labels(self) -> bool:
         return self.label_normalization == "count"
+
+    @property
+    def affine_arguments(self) -> Tuple[int, float, bool]:
+        """The last arguments of targets.affine_targets."""
+        parts = ("l1", "count", "none").index(self.label_normalization)
+        return parts, self.label_smoothing, self.empty == "uniform"
 
 
 @dataclass(frozen=True, eq=False)

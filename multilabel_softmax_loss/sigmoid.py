@@ -7,7 +7,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from .blobs import InputError, Layout
-from .losses import loss_and_gradient, mean_loss, nonfinite_loss
+from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SigmoidOptions
 from .targets import Labels, SigmoidRecipe, read_labels, sigmoid_recipe
 
@@ -76,66 +76,52 @@ def evaluate_sigmoid(
     options: SigmoidOptions,
     gradient: Optional[np.ndarray] = None,
     probs: Optional[np.ndarray] = None,
-    factor: float = 1.0,
-) -> float:
-    """The loss; on the way `factor` times its gradient and the probabilities are written where arrays are given.
+) -> Tuple[float, float]:
+    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated.
+    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
+    loss is 0, and so is the gradient. VALID counts the known entries, FULL all entries, and BATCH_SIZE the first axis,
+    as Caffe's SigmoidCrossEntropyLoss does, which knows of no class axis.
     """
-    read = read_labels(labels, layout, options)
-    recipe = sigmoid_recipe(read, sample_weight, layout, options)
-    scores, gradient, probs = layout.view_scores(scores, gradient, probs)
-    per_loss = factor / recipe.divisor if recipe.divisor else 0.0
-
-    def block(where: tuple) -> np.ndarray:
-        return sigmoid_block(scores, read, recipe, where, options.focal_gamma, per_loss, gradient, probs)
-
-    def bad_scores(where: tuple) -> np.ndarray:
-        positive, negative = term_weights(read, recipe, where)
-        below, above = scores[where] < np.inf, scores[where] > -np.inf  # both are false for NaN
-        return (~above & (positive > 0)) | (~below & (negative > 0))
-
-    def explain(losses: np.ndarray) -> InputError:
-        exceptions = "-inf only where the target is 0, inf only where it is 1"
-        return nonfinite_loss(scores, losses, layout, bad_scores, exceptions)
-
-    return mean_loss(block, recipe.weight, recipe.divisor, layout, options, explain)
+    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
+    divisors = {"FULL": layout.positions * layout.classes, "BATCH_SIZE": layout.scores[0]}
+    return mean_loss(batch, "sigmoid_losses", sigmoid_losses, divisors, explain_sigmoid)
 
 
-def sigmoid_block(
-    scores: np.ndarray,
-    labels: Labels,
-    recipe: SigmoidRecipe,
-    where: tuple,
-    gamma: float,
-    per_loss: float,
-    gradient: Optional[np.ndarray],
-    probs: Optional[np.ndarray],
-) -> np.ndarray:
+def sigmoid_losses(batch: Batch) -> Losses:
+    """u L summed over the classes of each position, and u times the number of known classes."""
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = sigmoid_recipe(labels, batch.weight, batch.layout, batch.options)
+    losses = by_blocks(lambda where: sigmoid_block(batch, labels, recipe, where), recipe.weight, batch.layout)
+    return losses, recipe.weight * labels.statistics.known
+
+
+def sigmoid_block(batch: Batch, labels: Labels, recipe: SigmoidRecipe, where: tuple) -> np.ndarray:
     """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
 
     L of a position is the sum of L over its classes.
     """
     positive, negative = term_weights(labels, recipe, where)
-    block = scores[where].astype(np.float64)
+    block = batch.scores[where].astype(np.float64)
     exps = np.exp(-np.abs(block))  # cannot overflow
     log1p_exps = np.log1p(exps)
     p_cost, q_cost = np.maximum(-block, 0) + log1p_exps, np.maximum(block, 0) + log1p_exps  # -log p and -log q
     larger, smaller = 1 / (1 + exps), exps / (1 + exps)
     p, q = np.where(block < 0, smaller, larger), np.where(block < 0, larger, smaller)
     p_slope, q_slope = q, p
-    if probs is not None:
-        probs[where] = p
+    if batch.probs is not None:
+        batch.probs[where] = p
+    gamma = batch.options.focal_gamma
     if gamma:
         q_power, p_power = np.exp(-gamma * q_cost), np.exp(-gamma * p_cost)
         p_slope, q_slope = q_power * (q + gamma * p * p_cost), p_power * (p + gamma * q * q_cost)
         p_cost, q_cost = q_power * p_cost, p_power * q_cost
     losses = (weigh(positive, p_cost) + weigh(negative, q_cost)).sum(axis=1, keepdims=True)
     weight = recipe.weight[where]
-    if gradient is not None:
+    if batch.gradient is not None:
         slopes = weigh(negative, q_slope) - weigh(positive, p_slope)
-        slopes *= weight * per_loss
-        gradient[where] = slopes if weight.all() else np.where(weight == 0, 0, slopes)
+        slopes *= weight
+        batch.gradient[where] = slopes if weight.all() else np.where(weight == 0, 0, slopes)
     return losses if weight.all() else np.where(weight == 0, 0, losses)
 
 
@@ -154,3 +140,16 @@ def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Their product; 0 where the weight is 0, even if the value is infinite or NaN."""
     product = weights * values
     return product if np.isfinite(product.sum()) else np.where(weights == 0, 0, product)
+
+
+def explain_sigmoid(batch: Batch) -> InputError:
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = sigmoid_recipe(labels, batch.weight, batch.layout, batch.options)
+
+    def bad_scores(where: tuple) -> np.ndarray:
+        positive, negative = term_weights(labels, recipe, where)
+        below, above = batch.scores[where] < np.inf, batch.scores[where] > -np.inf  # both are false for NaN
+        return (~above & (positive > 0)) | (~below & (negative > 0))
+
+    losses, _ = sigmoid_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0, inf only where it is 1")

@@ -7,7 +7,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from .blobs import InputError, Layout
-from .losses import loss_and_gradient, mean_loss, nonfinite_loss
+from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SoftmaxOptions
 from .targets import Labels, Recipe, read_labels, softmax_recipe
 
@@ -73,48 +73,33 @@ def evaluate_softmax(
     options: SoftmaxOptions,
     gradient: Optional[np.ndarray] = None,
     probs: Optional[np.ndarray] = None,
-    factor: float = 1.0,
-) -> float:
-    """The loss; on the way `factor` times its gradient and the probabilities are written where arrays are given.
+) -> Tuple[float, float]:
+    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated.
+    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
+    loss is 0, and so is the gradient.
     """
-    read = read_labels(labels, layout, options)
-    recipe = softmax_recipe(read, sample_weight, layout, options)
-    scores, gradient, probs = layout.view_scores(scores, gradient, probs)
-    per_loss = factor / recipe.divisor if recipe.divisor else 0.0
-
-    def block(where: tuple) -> np.ndarray:
-        return softmax_block(scores, read, recipe, where, options, per_loss, gradient, probs)
-
-    def bad_scores(where: tuple) -> np.ndarray:
-        targets = read.targets(where, *recipe.at(where)[:2])
-        unknown = read.unknown(where)
-        bad = ~np.isfinite(scores[where]) & ((scores[where] != -np.inf) | (targets > 0))
-        return bad if unknown is None else bad & ~unknown
-
-    def explain(losses: np.ndarray) -> InputError:
-        return nonfinite_loss(scores, losses, layout, bad_scores, "-inf only where the target is 0")
-
-    return mean_loss(block, recipe.weight, recipe.divisor, layout, options, explain)
+    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
+    divisors = {"FULL": layout.positions, "BATCH_SIZE": layout.outer}
+    return mean_loss(batch, "softmax_losses", softmax_losses, divisors, explain_softmax)
 
 
-def softmax_block(
-    scores: np.ndarray,
-    labels: Labels,
-    recipe: Recipe,
-    where: tuple,
-    options: SoftmaxOptions,
-    per_loss: float,
-    gradient: Optional[np.ndarray],
-    probs: Optional[np.ndarray],
-) -> np.ndarray:
+def softmax_losses(batch: Batch) -> Losses:
+    """u L and u of each position."""
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
+    return by_blocks(
+        lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout
+    ), recipe.weight
+
+
+def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) -> np.ndarray:
     """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
 
     With z = s - max(s), L = m log(sum_k exp(z_k)) - sum_k t_k z_k: no term is negative, so nothing cancels.
     """
     scale, background, mass, weight = recipe.at(where)
-    shifted = scores[where].astype(np.float64)
+    shifted = batch.scores[where].astype(np.float64)
     unknown = labels.unknown(where)
     if unknown is not None:
         shifted[unknown] = -np.inf
@@ -129,17 +114,16 @@ def softmax_block(
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
     losses = mass * log_sums - labels.expect(shifted, where, scale, background)
-    if options.divergence == "kl":
+    if batch.options.divergence == "kl":
         losses += negative_entropy(labels.targets(where, scale, background), mass)
-    if probs is not None:
-        probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
-    if gradient is not None:
-        step = weight * per_loss
-        exps *= mass * step / sums
-        labels.subtract_from(exps, where, scale * step, background * step)
+    if batch.probs is not None:
+        batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
+    if batch.gradient is not None:
+        exps *= weight * mass / sums
+        labels.subtract_from(exps, where, weight * scale, weight * background)
         if saturated.any():
             balance(exps, shifted, saturated)
-        gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
+        batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
     return losses if weight.all() else np.where(weight == 0, 0, losses)
 
 
@@ -167,3 +151,17 @@ def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """sum_k t_k log(t_k / m), with 0 log 0 = 0."""
     ratio = np.divide(targets, mass, out=np.ones_like(targets), where=targets > 0)
     return (targets * np.log(ratio)).sum(axis=1, keepdims=True)
+
+
+def explain_softmax(batch: Batch) -> InputError:
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
+
+    def bad_scores(where: tuple) -> np.ndarray:
+        scores, unknown = batch.scores[where], labels.unknown(where)
+        targets = labels.targets(where, *recipe.at(where)[:2])
+        bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
+        return bad if unknown is None else bad & ~unknown
+
+    losses, _ = softmax_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0")

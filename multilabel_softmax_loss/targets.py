@@ -34,7 +34,7 @@ class Labels:
 
     Parameters
     ----------
-    labels : array, as the layout says
+    labels : array, a view of the layout
         Non-negative numbers, or class indices padded with `options.padding`.
     options : Options
         Its label_format, ignore_label, highest_label and target_weight matter here.
@@ -45,7 +45,7 @@ class Labels:
     """
 
     def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
-        self.values = layout.view(labels, layout.label_width)
+        self.values = labels
         self.layout = layout
         weight = options.target_weight
         self.class_weight = None if weight is None else column(weight, layout)
@@ -204,6 +204,41 @@ def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:
     return (IndexLabels if options.label_format == "indices" else DenseLabels)(labels, layout, options)
 
 
+def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):
+    """The affine function that makes softmax targets of labels; for arrays, and in the kernels for one position.
+
+    With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
+
+        a = 1 / sum(y), m0 = 1          label_normalization "l1" (parts 0)
+        a = 1 / M,      m0 = sum(y) / M "count" (parts 1)
+        a = 1,          m0 = sum(y)     "none" (parts 2)
+        t_k = (1-e) a y_k + e m0 / C'   label_smoothing e
+        t_k = 1 / C'                    where no label is positive and these are `uniform`, else 0
+
+    and then the class weights.
+
+    Returns
+    -------
+    scale, background, mass : a, b and m = sum_k t_k, class weights included
+    counted : False where the position is ignored
+
+    References
+    ----------
+    Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, arXiv:1805.00932 ("l1" on multi-hot labels).
+    R. Gomez, Understanding Categorical Cross-Entropy Loss, ..., 2018 ("count": real-valued labels for class balancing).
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567 (label smoothing).
+    """
+    # Truth values are factors here, so that the same lines serve arrays and, compiled, single numbers.
+    labelled = 1.0 * (total > 0)
+    is_empty = (1.0 - labelled) * (known > 0)
+    whole = total if parts == 0 else positives if parts == 1 else labelled
+    scale = labelled * (1 - smoothing) / (whole + (whole == 0))
+    mass = total / (whole + (whole == 0))
+    background = (labelled * smoothing * mass + is_empty * uniform) / (known + (known == 0))
+    counted = labelled + is_empty * uniform > 0
+    return scale, background, scale * weighted_total + background * weighted_known, counted
+
+
 class Recipe(NamedTuple):
     """What turns the labels of a batch into targets and their losses into one; arrays have one entry per position."""
 
@@ -211,7 +246,6 @@ class Recipe(NamedTuple):
     background: np.ndarray  # b
     mass: np.ndarray  # m = sum_k t_k
     weight: np.ndarray  # sample weight u, 0 where the position is not counted
-    divisor: float
 
     def at(self, where: tuple) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """scale, background, mass and weight of a block."""
@@ -221,53 +255,25 @@ class Recipe(NamedTuple):
 def softmax_recipe(
     labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SoftmaxOptions
 ) -> Recipe:
-    """Targets of the softmax loss.
-
-    With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
-
-        a = 1 / sum(y), m0 = 1          label_normalization "l1"
-        a = 1 / M,      m0 = sum(y) / M "count"
-        a = 1,          m0 = sum(y)     "none"
-        t_k = (1-e) a y_k + e m0 / C'   label_smoothing e
-        t_k = 1 / C'                    where no label is positive, empty "uniform"
-
-    and then the class weights.
+    """Targets of the softmax loss for a whole batch; `sample_weight` as `checked_weights` returns it.
 
     Raises
     ------
-    InputError : a sample weight is impossible, or a position has no label under empty "error".
-
-    References
-    ----------
-    Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, arXiv:1805.00932 ("l1" on multi-hot labels).
-    R. Gomez, Understanding Categorical Cross-Entropy Loss, ..., 2018 ("count": real-valued labels for class balancing).
-    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567 (label smoothing).
+    InputError : a position has no label under empty "error".
     """
     total, positives, known, weighted_total, weighted_known = labels.statistics
     has_positive, has_known = total > 0, known > 0
     if options.empty == "error" and not (has_positive | ~has_known).all():
         first = np.argwhere(~has_positive & has_known)[0]
         raise InputError("empty", f"{{labels}} has no positive label at {layout.locate(first, name_class=False)}")
-    counted = has_known if options.empty == "uniform" else has_known & has_positive
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if options.label_normalization == "none":
-            scale, mass = np.ones_like(total), total
-        else:
-            parts = total if options.label_normalization == "l1" else positives
-            scale, mass = 1 / parts, total / parts
-        smoothing = options.label_smoothing
-        scale = np.where(counted & has_positive, (1 - smoothing) * scale, 0.0)
-        background = np.where(counted, np.where(has_positive, smoothing * mass, 1.0) / known, 0.0)
+    with np.errstate(over="ignore"):
+        scale, background, mass, counted = affine_targets(
+            total, positives, known, weighted_total, weighted_known, *options.affine_arguments
+        )
     if np.isinf(scale).any():
         raise InputError("labels", "{labels} has values so small that dividing by their sum overflows")
-    weight = position_weights(sample_weight, counted, layout)
-    return Recipe(
-        scale,
-        background,
-        scale * weighted_total + background * weighted_known,
-        weight,
-        divisor(options.normalization, valid=weight.sum(), full=layout.positions, batch_size=layout.outer),
-    )
+    weight = np.where(counted, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return Recipe(scale, background, mass, weight)
 
 
 class SigmoidRecipe(NamedTuple):
@@ -278,62 +284,51 @@ class SigmoidRecipe(NamedTuple):
     positive: np.ndarray  # weights of the terms of t and of 1-t; they broadcast against a view of the scores
     negative: np.ndarray
     weight: np.ndarray  # sample weight u of each position, 0 where no class is known
-    divisor: float
+
+
+def sigmoid_terms(options: SigmoidOptions, classes: int) -> Tuple[float, float, np.ndarray, np.ndarray]:
+    """How labels become targets of the sigmoid loss, and the weights of the two terms of each class.
+
+    With y the labels, w the class weights, v the positive ones and alpha that of the focal loss (both factors are 1
+    without it)::
+
+        t        = a y + b with a = 1 - e, b = e / 2      label_smoothing e
+        positive = w v alpha
+        negative = w (1 - alpha)
+
+    Returns
+    -------
+    a, b : float
+    positive, negative : (C,) float64 arrays
+    """
+    smoothing, alpha = options.label_smoothing, options.focal_alpha
+    class_weight = np.ones(classes) if options.class_weight is None else options.class_weight
+    pos_weight = 1.0 if options.pos_weight is None else options.pos_weight
+    positive = class_weight * pos_weight * (1.0 if alpha is None else alpha)
+    negative = class_weight * (1.0 if alpha is None else 1 - alpha)
+    return 1 - smoothing, smoothing / 2, positive, negative
 
 
 def sigmoid_recipe(
     labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SigmoidOptions
 ) -> SigmoidRecipe:
-    """Targets and weights of the sigmoid loss.
-
-    With y the labels, w the class weights, v the positive ones and alpha that of the focal loss (both factors are 1
-    without it)::
-
-        t        = (1-e) y + e / 2      label_smoothing e
-        positive = w v alpha
-        negative = w (1 - alpha)
-
-    VALID counts the known entries, each with its sample weight, FULL all entries, and BATCH_SIZE the first axis, as
-    Caffe's SigmoidCrossEntropyLoss does, which knows of no class axis.
-
-    Raises
-    ------
-    InputError : a sample weight is impossible.
-    """
-    known = labels.statistics.known
-    weight = position_weights(sample_weight, known > 0, layout)
-    smoothing, alpha = options.label_smoothing, options.focal_alpha
-    class_weight = np.ones(layout.classes) if options.class_weight is None else options.class_weight
-    pos_weight = 1.0 if options.pos_weight is None else options.pos_weight
+    """The same for a whole batch; `sample_weight` as `checked_weights` returns it."""
+    scale, background, positive, negative = sigmoid_terms(options, layout.classes)
+    weight = np.where(labels.statistics.known > 0, 1.0 if sample_weight is None else sample_weight, 0.0)
     return SigmoidRecipe(
-        np.asarray(1 - smoothing),
-        np.asarray(smoothing / 2),
-        column(class_weight * pos_weight * (1.0 if alpha is None else alpha), layout),
-        column(class_weight * (1.0 if alpha is None else 1 - alpha), layout),
-        weight,
-        divisor(
-            options.normalization,
-            valid=(weight * known).sum(),
-            full=layout.positions * layout.classes,
-            batch_size=layout.scores[0],
-        ),
+        np.asarray(scale), np.asarray(background), column(positive, layout), column(negative, layout), weight
     )
 
 
-def divisor(normalization: str, valid: float, full: int, batch_size: int) -> float:
-    """What the summed loss and its gradient are divided by; where it is 0, both are 0."""
-    return float({"VALID": valid, "FULL": full, "BATCH_SIZE": batch_size, "NONE": 1}[normalization])
-
-
-def position_weights(sample_weight: Optional[np.ndarray], counted: np.ndarray, layout: Layout) -> np.ndarray:
-    """The weight of each position, 0 where it is not counted; float64, shaped like `counted`.
+def checked_weights(sample_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+    """The weight of each position as float64, (outer, 1) or (outer, 1, inner); None for none.
 
     Raises
     ------
     InputError : a weight is negative or not finite.
     """
     if sample_weight is None:
-        return counted.astype(np.float64)
+        return None
     weight = layout.view_weight(sample_weight).astype(np.float64)
     if not ((weight >= 0) & (weight < np.inf)).all():
         bad = np.argwhere(~((weight >= 0) & (weight < np.inf)))[0]
@@ -342,7 +337,7 @@ def position_weights(sample_weight: Optional[np.ndarray], counted: np.ndarray, l
             f"{{sample_weight}} has {weight[tuple(bad)]:g} at {layout.locate(bad, name_class=False)}; "
             "expected finite weights >= 0",
         )
-    return np.where(counted, weight, 0.0)
+    return weight
 
 
 def column(class_weight: np.ndarray, layout: Layout) -> np.ndarray:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -256,11 +257,23 @@ def test_bad_input_is_one_line_and_status_2(digits, monkeypatch, capsys, argumen
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def solver_with_loss(value):
+    blobs = {"loss": SimpleNamespace(data=np.array(value))}
+    return SimpleNamespace(step=lambda iterations: None, net=SimpleNamespace(blobs=blobs))
+
+
+def test_progress_bar_shows_iteration_loss_and_time_left(digits, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    history = digits.train(solver_with_loss(0.25), 20, measure=lambda: (0.5, 0.75))
+    assert (history["iteration"], history["mAP"]) == ([10, 20], [0.75, 0.75])
+    out, err = capsys.readouterr()
+    assert not out
+    assert re.search(r"mAP 0\.750: 100%.* 20/20 \[00:00<00:00, .*loss 0\.250", err)
+
+
 def test_loss_that_is_not_finite_stops_the_training(digits):
-    blobs = {"loss": SimpleNamespace(data=np.array(np.nan))}
-    solver = SimpleNamespace(step=lambda iterations: None, net=SimpleNamespace(blobs=blobs))
     with pytest.raises(FloatingPointError, match="loss is nan at iteration 1; lower base_lr"):
-        digits.train(solver, 5, measure=None)
+        digits.train(solver_with_loss(np.nan), 5, measure=None)
 
 
 def test_missing_dependency_is_named():

@@ -478,7 +478,7 @@ def test_nonfinite_ignore_lets_it_pass():
 
 
 def test_a_loss_that_overflows_is_named():
-    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the class weights are too large$"):
+    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the weights are too large$"):
         sigmoid_cross_entropy([[0], [1e3]], [[0], [0]], class_weight=[1e306])
 
 

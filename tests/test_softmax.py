@@ -385,7 +385,7 @@ def test_bad_arrays_are_named(scores, labels, message):
 
 def test_a_loss_that_overflows_is_named():
     scores, labels = [[0, 0], [0, 1e3]], [[1, 1], [1, 0]]
-    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the class weights are too large$"):
+    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the weights are too large$"):
         softmax_cross_entropy(scores, labels, class_weight=[1e306, 1e306])
     with pytest.raises(ValueError, match="the losses are finite and their sum is not; scores or sample_weight are too"):
         softmax_cross_entropy(scores, labels, [1, 1e306])

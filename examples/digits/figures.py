@@ -117,10 +117,11 @@ def draw_predictions(path, canvases, labels, probs, threshold, loss):
                 Patch(color=BLUE, label="predicted"),
                 Line2D([], [], color=ORANGE, linestyle=":", label=f"found if above {threshold:.2f}"),
             ],
-            loc="outside lower center",
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),  # below the axes, where bbox_inches="tight" makes room for it
             ncol=3,
             frameon=False,
         )
         figure.suptitle("Which digits are on the canvas? Test canvases, drawn from digits never seen in training")
-        figure.savefig(path)
+        figure.savefig(path, bbox_inches="tight")
         plt.close(figure)

@@ -155,7 +155,7 @@ def train(solver, iterations, measure):
     history = {"train_loss": [], "iteration": [], "test_loss": [], "mAP": []}
     pause = max(10, iterations // EVALUATIONS)
     piped = not sys.stderr.isatty()
-    with tqdm(total=iterations, unit="it", disable=piped) as bar:
+    with tqdm(total=iterations, unit="it", ncols=79, disable=piped) as bar:
         for iteration in range(1, iterations + 1):
             solver.step(1)
             loss = float(solver.net.blobs["loss"].data)
