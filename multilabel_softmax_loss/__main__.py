@@ -1,0 +1,47 @@
+"""The command line: `python -m multilabel_softmax_loss COMMAND`.
+
+A command is a module with `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0 says yes, 1
+says no, 2 is bad usage or input, 3 is "cannot tell". It raises ValueError, OSError or ImportError with one clear
+sentence where its input is at fault. Only the module of the command given is imported.
+"""
+
+import argparse
+import importlib
+import sys
+from typing import List, Optional
+
+COMMANDS = {
+    "check-gradient": ("gradient_check_net", "check the gradients of a net's Python layers by finite differences"),
+}
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse, run, and return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    summary = "Tools around the loss layers."
+    parser = argparse.ArgumentParser(prog="python -m multilabel_softmax_loss", description=summary)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run = None
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in argv[:1]:
+            module = importlib.import_module(f"{__package__}.{module_name}")
+            command.description = summary[0].upper() + summary[1:] + "."
+            module.add_arguments(command)
+            run = module.run
+    arguments = parser.parse_args(argv)
+    if run is None:
+        parser.print_usage(sys.stderr)
+        print(f"expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
+        return 2
+    try:
+        return run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
