@@ -1,9 +1,15 @@
 """Train a net on canvases of one to four handwritten digits in Caffe, measure it, and draw what it says.
 
-solve.py                                 # this package's multi-label softmax loss
-solve.py --loss sigmoid                  # Caffe's SigmoidCrossEntropyLoss in its place
-solve.py --loss single                   # Caffe's SoftmaxWithLoss on one label per canvas, picked at random
-solve.py --compare --seeds 0 1 2         # all three, as a markdown table
+    solve.py                                        # this package's multi-label softmax loss
+    solve.py --loss sigmoid                         # its sigmoid cross-entropy; focal: its focal loss
+    solve.py --loss caffe-sigmoid                   # Caffe's SigmoidCrossEntropyLoss
+    solve.py --loss caffe-single                    # Caffe's SoftmaxWithLoss on one label per canvas, picked at random
+    solve.py --compare --seeds 0 1 2                # all five, as a markdown table
+    solve.py --imbalanced                           # some digits are 20 times rarer in training
+    solve.py --imbalanced --balance class_weight    # and class weights make up for it
+    solve.py --imbalanced --compare                 # every way to make up for it, as a markdown table
+
+Caffe reads the canvases from HDF5 files, which are made on the way.
 """
 
 import argparse
@@ -57,6 +63,12 @@ METRICS = {
     "macro F1": "per-class F1 (macro)",
     "micro F1": "overall F1 (micro)",
 }
+# How well the digits are found that are rare in imbalanced training, and the others.
+RARE_METRICS = {
+    "mAP": METRICS["mAP"],
+    "rare AP": "average precision, rare digits",
+    "other AP": "average precision, other digits",
+}
 
 
 def read_solver():
@@ -75,9 +87,10 @@ def make_solver(folder, nets, iterations, seed):
     return caffe.get_solver(str(path))
 
 
-def write_nets(folder, source_folder, loss):
+def write_nets(folder, source_folder, loss, balance):
     """Write train.prototxt, tune.prototxt and test.prototxt into `folder`; returns their paths by split."""
     paths = {}
+    weights = data.class_weights(read_split(source_folder, "train", "label"))
     for split in data.SPLITS:
         training = split == "train"
         parameters = net.digits_net(
@@ -85,6 +98,8 @@ def write_nets(folder, source_folder, loss):
             batch_size=TRAIN_BATCH if training else TEST_BATCH,
             loss=loss,
             probs=not training,
+            balance=balance,
+            class_weights=weights.tolist(),
         )
         paths[split] = folder / f"{split}.prototxt"
         paths[split].write_text(str(parameters))
@@ -108,17 +123,22 @@ def predict(test_net, count):
 
 def best_threshold(labels, probs):
     """The decision rule: a class is on the canvas if its probability exceeds this number, that of the best micro F1."""
-    return max(
-        (round(0.01 * k, 2) for k in range(1, 100)),
-        key=lambda threshold: f1_score(labels, probs > threshold, average="micro", zero_division=0),
+    thresholds = np.arange(1, 100) / 100
+    hits, found = (
+        np.array([np.count_nonzero(of > threshold) for threshold in thresholds]) for of in (probs[labels == 1], probs)
     )
+    return float(thresholds[np.argmax(2 * hits / (found + labels.sum()))])
 
 
 def evaluate(labels, probs, threshold):
     """Metrics of probs (N, 10) against labels (N, 10) of 0 and 1."""
     best_class = probs == probs.max(axis=1, keepdims=True)
+    precisions = average_precision_score(labels, probs, average=None)
+    rare = np.isin(np.arange(data.CLASSES), data.RARE)
     return {
         "mAP": average_precision_score(labels, probs, average="macro"),
+        "rare AP": precisions[rare].mean(),
+        "other AP": precisions[~rare].mean(),
         "LRAP": label_ranking_average_precision_score(labels, probs),
         # The share of canvases whose most probable class is on them.
         "precision@1": precision_score(labels, best_class, average="samples", zero_division=0),
@@ -157,11 +177,15 @@ def train(solver, iterations, measure):
     return history
 
 
-def run(loss, seed, iterations, source_folder):
-    """Train with `loss`, write everything into its folder below `source_folder`, and return (metrics, folder)."""
-    folder = source_folder / loss
+def run(loss, balance, seed, iterations, source_folder, draw=True):
+    """Train with `loss`, write everything into its folder below `source_folder`, and return (metrics, folder).
+
+    `draw` says whether the pictures, too.
+    """
+    name = variant_name(loss, balance)
+    folder = source_folder / name.replace(" ", "-")
     folder.mkdir(exist_ok=True)
-    nets = write_nets(folder, source_folder, loss)
+    nets = write_nets(folder, source_folder, loss, balance)
     solver = make_solver(folder, nets, iterations, seed)
     labels, test_nets = {}, {}
     for split in ("tune", "test"):
@@ -182,27 +206,46 @@ def run(loss, seed, iterations, source_folder):
     metrics = evaluate(labels["test"], probs, threshold)
 
     solver.net.save(str(folder / "digits.caffemodel"))
-    report = {"loss": loss, "seed": seed, "iterations": iterations, "threshold": threshold, "metrics": metrics}
+    report = {"loss": name, "seed": seed, "iterations": iterations, "threshold": threshold, "metrics": metrics}
     (folder / "metrics.json").write_text(json.dumps(dict(report, history=history), indent=1) + "\n")
-    figures.draw_curves(folder / "curves.png", history, loss, labels["test"])
-    canvases = read_split(source_folder, "test", "data")[:, 0]
-    figures.draw_predictions(folder / "predictions.png", canvases, labels["test"], probs, threshold, loss)
+    if draw:
+        figures.draw_curves(folder / "curves.png", history, name, labels["test"])
+        canvases = read_split(source_folder, "test", "data")[:, 0]
+        figures.draw_predictions(folder / "predictions.png", canvases, labels["test"], probs, threshold, loss)
     return metrics, folder
 
 
-def compare(seeds, iterations, output):
-    """All losses on the same canvases, seed by seed; prints mean and standard deviation as a markdown table."""
-    rows = {loss: [] for loss in net.LOSSES}
+def variant_name(loss, balance):
+    return f"{loss} {balance}" if balance else loss
+
+
+def source_folder_of(output, seed, imbalanced):
+    return data.write_splits(output / f"seed{seed}{'-imbalanced' if imbalanced else ''}", seed, imbalanced)
+
+
+def compare(seeds, iterations, output, imbalanced):
+    """Losses on the same canvases, seed by seed; prints mean and standard deviation as a markdown table.
+
+    All five losses; or, on imbalanced canvases, this package's with every way to make up for the imbalance.
+    """
+    variants = [(loss, None) for loss in net.LOSSES]
+    columns = METRICS
+    if imbalanced:
+        variants = [(loss, balance) for loss in net.LAYERS for balance in (None, *net.BALANCES.get(loss, ()))]
+        columns = RARE_METRICS
+    rows = {variant: [] for variant in variants}
     for seed in seeds:
-        source_folder = data.write_splits(output / f"seed{seed}", seed)
-        for loss in net.LOSSES:
-            print(f"{loss}, seed {seed}", flush=True)
-            metrics, _ = run(loss, seed, iterations, source_folder)
-            rows[loss].append([metrics[name] for name in METRICS])
-    print(f"\n| `--loss` | {' | '.join(METRICS)} |\n|---{'|---' * len(METRICS)}|")
-    for loss, values in rows.items():
-        cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(np.mean(values, axis=0), np.std(values, axis=0))]
-        print(f"| {loss} | {' | '.join(cells)} |")
+        source_folder = source_folder_of(output, seed, imbalanced)
+        for loss, balance in variants:
+            print(f"{variant_name(loss, balance)}, seed {seed}", flush=True)
+            metrics, _ = run(loss, balance, seed, iterations, source_folder, draw=False)
+            rows[loss, balance].append([metrics[name] for name in columns])
+    heads = ["`--loss`", *(["`--balance`"] if imbalanced else []), *columns]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for (loss, balance), values in rows.items():
+        cells = [loss, *([balance or ""] if imbalanced else [])]
+        cells += [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(np.mean(values, axis=0), np.std(values, axis=0))]
+        print(f"| {' | '.join(cells)} |")
 
 
 def whole(least):
@@ -222,9 +265,18 @@ def parse_arguments():
     parser.add_argument("--seed", type=whole(0), default=0, help="of the canvases and of the weights (default 0)")
     parser.add_argument("--iterations", type=whole(1), help="default: max_iter of solver.prototxt")
     parser.add_argument("--output", type=Path, default=HERE / "output", help="folder to write into")
-    parser.add_argument("--compare", action="store_true", help="train with all three losses and print a table")
+    rare = ", ".join(map(str, data.RARE))
+    parser.add_argument("--imbalanced", action="store_true", help=f"digits {rare} {data.RARER} times rarer in training")
+    balances = sorted({balance for allowed in net.BALANCES.values() for balance in allowed})
+    parser.add_argument("--balance", choices=balances, help="where the class weights go (default: nowhere)")
+    parser.add_argument("--compare", action="store_true", help="train with all losses and print a table")
     parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="for --compare (default 0 1 2)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    allowed = net.BALANCES.get(arguments.loss, ())
+    if arguments.balance and arguments.balance not in allowed:
+        expected = f"one of {', '.join(allowed)}" if allowed else "none"
+        parser.error(f"--balance is {arguments.balance}; expected {expected} with --loss {arguments.loss}")
+    return arguments
 
 
 def main():
@@ -233,13 +285,15 @@ def main():
     iterations = arguments.iterations or read_solver().max_iter
     try:
         if arguments.compare:
-            compare(arguments.seeds, iterations, arguments.output)
+            compare(arguments.seeds, iterations, arguments.output, arguments.imbalanced)
         else:
-            source_folder = data.write_splits(arguments.output / f"seed{arguments.seed}", arguments.seed)
-            metrics, folder = run(arguments.loss, arguments.seed, iterations, source_folder)
-            print(f"\n{arguments.loss} loss, seed {arguments.seed}: {data.SPLITS['test'][1]} test canvases")
-            for name, title in METRICS.items():
-                print(f"  {title:<34} {metrics[name]:.4f}")
+            source_folder = source_folder_of(arguments.output, arguments.seed, arguments.imbalanced)
+            metrics, folder = run(arguments.loss, arguments.balance, arguments.seed, iterations, source_folder)
+            name = variant_name(arguments.loss, arguments.balance)
+            print(f"\n{name} loss, seed {arguments.seed}: {data.SPLITS['test'][1]} test canvases")
+            titles = dict(METRICS, **RARE_METRICS) if arguments.imbalanced else METRICS
+            for metric, title in titles.items():
+                print(f"  {title:<34} {metrics[metric]:.4f}")
             print(f"Written to {folder}: {', '.join(WRITTEN)}")
         print(f"Took {time.time() - started:.0f} s.")
     except OSError as error:
