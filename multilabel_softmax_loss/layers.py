@@ -9,6 +9,7 @@ import caffe
 import numpy as np
 
 from .blobs import InputError, Layout
+from .losses import load_kernels
 from .options import Options, SigmoidOptions, SoftmaxOptions
 from .sigmoid import evaluate_sigmoid
 from .softmax import evaluate_softmax
@@ -54,6 +55,8 @@ class MultilabelLossLayer(caffe.Layer):
             self.layout = Layout(*shapes, self.options)
         except InputError as error:
             raise self.explain(error) from error
+        if self.shapes is None:
+            load_kernels(type(self).evaluate, self.layout, self.options)
         self.shapes = shapes
         self.gradient: Any = None
         top[0].reshape()  # no axes: a scalar, like Caffe's own losses

@@ -142,6 +142,15 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
     return done._replace(total=float(done.each.sum()))
 
 
+def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
+    """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
+    rest = () if layout.flat else (2,)
+    scores = np.zeros((1, layout.classes, *rest), np.float32)
+    labels = np.full((1, layout.label_width, *rest), options.label_format == "dense", np.float32)
+    options = options.on_axis(1)
+    evaluate(scores, labels, None, Layout(scores.shape, labels.shape, None, options), options, np.empty_like(scores))
+
+
 @lru_cache(maxsize=None)
 def kernels() -> Any:
     """The compiled kernels, or None: as MULTILABEL_SOFTMAX_LOSS_KERNELS says, else where numba is installed."""
