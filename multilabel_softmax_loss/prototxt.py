@@ -1,7 +1,7 @@
 """The loss layers as prototxt text, made from their options; and the snippets in prototxt/, made of that.
 
     python -m multilabel_softmax_loss.prototxt prototxt/   # write the snippets
-    python -m multilabel_softmax_loss.prototxt --table     # print the option table of README.md
+    python -m multilabel_softmax_loss.prototxt --table softmax   # print an option table of README.md
 
 None of it needs Caffe.
 """
@@ -12,16 +12,20 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Type
 
 import numpy as np
 
-from .options import Options, SoftmaxOptions, number
+from .options import Options, SigmoidOptions, SoftmaxOptions, number
 
 # Options of each layer by its name in python_param.
-LAYERS: Dict[str, Type[Options]] = {"MultilabelSoftmaxLossLayer": SoftmaxOptions}
+LAYERS: Dict[str, Type[Options]] = {
+    "MultilabelSoftmaxLossLayer": SoftmaxOptions,
+    "MultilabelSigmoidLossLayer": SigmoidOptions,
+}
 
 # Comments beside the lines of a layer, one per top.
 TOP_NOTES = ("the loss, a scalar", "the probabilities, shaped like the scores: 0 to 1, no gradient flows through them")
@@ -121,7 +125,8 @@ def bottom_notes(options: Options) -> List[str]:
     if options.label_format == "indices":
         labels = f"labels, lists of K class indices in place of the C scores: 0 to C-1, padded with {options.padding:g}"
     else:
-        labels = "labels, shaped like the scores: finite, >= 0"
+        upper = "" if math.isinf(options.highest_label) else f", <= {options.highest_label:g}"
+        labels = f"labels, shaped like the scores: finite, >= 0{upper}"
         if options.ignore_label is not None:
             labels += f"; {options.ignore_label:g} where unknown"
     return [f"class scores, {shape}: any real number", labels, "sample weights, one per sample or per position: >= 0"]
@@ -405,6 +410,41 @@ layer { name: "teacher_probs" type: "Softmax" bottom: "teacher_softened" top: "t
         "",
         {"bottoms": ("scores", "labels", "sample_weight"), "tops": ("loss", "probs"), "write_defaults": True},
     ),
+    "sigmoid_loss": Snippet(
+        "Sigmoid cross-entropy: a question of its own for each class, with a heavier weight on the answer yes.",
+        LOSS_ALONE
+        + """\
+# Labels are from 0 to 1. pos_weight, one number or one per class, makes up for classes that few images have; the
+# ratio of images without to images with the class balances the two. Without it the loss is Caffe's own
+# SigmoidCrossEntropyLoss.
+""",
+        "",
+        {"layer": "MultilabelSigmoidLossLayer", "pos_weight": 3},
+    ),
+    "sigmoid_focal": Snippet(
+        "Focal loss: classes that the net is sure of hardly count, so that the rare hard ones are heard.",
+        LOSS_ALONE
+        + """\
+# focal_gamma 0 is plain cross-entropy; the greater, the less an easy class costs. focal_alpha weighs the answer yes,
+# 1 - focal_alpha the answer no. The values here are those of Lin et al., arXiv:1708.02002.
+""",
+        "",
+        {"layer": "MultilabelSigmoidLossLayer", "focal_gamma": 2, "focal_alpha": 0.25},
+    ),
+    "sigmoid_options": Snippet(
+        "All that the sigmoid layer takes: sample weights, probabilities, and every option with its default.",
+        LOSS_ALONE
+        + """\
+# Delete what you do not need: sample weights, probabilities with their loss_weight, options (no comma after the last).
+""",
+        "",
+        {
+            "layer": "MultilabelSigmoidLossLayer",
+            "bottoms": ("scores", "labels", "sample_weight"),
+            "tops": ("loss", "probs"),
+            "write_defaults": True,
+        },
+    ),
     "solver": Snippet(
         "A solver for the nets here: Adam, or SGD as its comment says.",
         """\
@@ -447,15 +487,20 @@ SOURCES = {
     "normalization": "Caffe, `LossParameter`",
     "empty": "this package",
     "divergence": "Tian 2016",
+    "pos_weight": "PyTorch, `BCEWithLogitsLoss`",
+    "focal_gamma": "Lin et al. 2017, arXiv:1708.02002, here for any label from 0 to 1",
+    "focal_alpha": "Lin et al. 2017, arXiv:1708.02002",
 }
 
 
-def option_table(options_class: Type[Options]) -> str:
-    """A Markdown table of the options: default, effect, source, and the first snippet that shows each."""
+def option_table(loss: str) -> str:
+    """A Markdown table of the options of "softmax" or "sigmoid": default, effect, source, and a snippet with each."""
+    options_class = LAYERS[f"Multilabel{loss.capitalize()}LossLayer"]
+    snippets = {stem: snippet.text() for stem, snippet in SNIPPETS.items() if stem.startswith(loss)}
     rows = ["| option | default | effect | source | snippet |", "|---|---|---|---|---|"]
     for entry in dataclasses.fields(options_class):
         mention = json.dumps(entry.name)
-        stem = next(stem for stem, snippet in SNIPPETS.items() if mention in snippet.text())
+        stem = next(stem for stem, text in snippets.items() if mention in text)
         default, effect, source = json.dumps(entry.default), entry.metadata["effect"], SOURCES[entry.name]
         rows.append(f"| `{entry.name}` | `{default}` | {effect} | {source} | [{stem}](prototxt/{stem}.prototxt) |")
     return "\n".join(rows) + "\n"
@@ -467,10 +512,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("folder", nargs="?", type=Path, help="write the snippets into this folder")
-    what.add_argument("--table", action="store_true", help="print the option table of the softmax loss")
+    what.add_argument("--table", choices=("softmax", "sigmoid"), help="print the option table of this loss")
     chosen = parser.parse_args(arguments)
     if chosen.table:
-        print(option_table(SoftmaxOptions), end="")
+        print(option_table(chosen.table), end="")
         return 0
     if not chosen.folder.is_dir():
         parser.error(f"{chosen.folder} is no folder")

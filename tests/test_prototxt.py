@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multilabel_softmax_loss import prototxt
-from multilabel_softmax_loss.options import SoftmaxOptions
+from multilabel_softmax_loss.options import SigmoidOptions, SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,23 +127,30 @@ def test_the_snippets_are_as_the_command_writes_them(tmp_path):
     assert len(made) > 5
 
 
-def test_the_option_table_of_the_readme_is_as_the_command_prints_it():
-    printed = run("--table")
+OPTIONS = {"softmax": SoftmaxOptions, "sigmoid": SigmoidOptions}
+
+
+@pytest.mark.parametrize("loss", OPTIONS)
+def test_the_option_tables_of_the_readme_are_as_the_command_prints_them(loss):
+    printed = run("--table", loss)
     assert (printed.returncode, printed.stderr) == (0, "")
-    begin, end = "<!-- options of the softmax loss -->\n", "<!-- end of options -->"
+    begin, end = f"<!-- options of the {loss} loss -->\n", "<!-- end of options -->"
     shown = (ROOT / "README.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
-    assert shown == printed.stdout, "paste what `python -m multilabel_softmax_loss.prototxt --table` prints"
-    assert re.findall(r"^\| `(\w+)` \|", shown, re.M) == SoftmaxOptions.names()
+    assert shown == printed.stdout, f"paste what `python -m multilabel_softmax_loss.prototxt --table {loss}` prints"
+    assert re.findall(r"^\| `(\w+)` \|", shown, re.M) == OPTIONS[loss].names()
 
 
-def test_the_table_links_to_snippets_that_show_the_option():
-    rows = re.findall(r"^\| `(\w+)` .*\((prototxt/.*)\) \|$", prototxt.option_table(SoftmaxOptions), re.M)
-    assert len(rows) == len(SoftmaxOptions.names())
+@pytest.mark.parametrize("loss", OPTIONS)
+def test_the_tables_link_to_snippets_that_show_the_option(loss):
+    rows = re.findall(r"^\| `(\w+)` .*\((prototxt/.*)\) \|$", prototxt.option_table(loss), re.M)
+    assert len(rows) == len(OPTIONS[loss].names())
     for name, path in rows:
         assert f'"{name}"' in (ROOT / path).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["prototxt", "--table"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["no/such/folder"], ["prototxt", "--table", "softmax"], ["--table", "tanh"]], ids=str
+)
 def test_bad_usage_has_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2

@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 from caffe_nets import fill, input_layer
 from google.protobuf import text_format
 
-from multilabel_softmax_loss import softmax_cross_entropy
+from multilabel_softmax_loss import sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.options import SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
@@ -74,7 +74,8 @@ def case(make):
     images[:, :, 0, :] = np.arange(N, dtype=np.uint8)[:, None, None]
     labels = (rng.random((N, C)) < np.linspace(0.6, 0.05, C)).astype(np.float32)
     labels[3] = 0
-    return {"images": images, "labels": labels, "options": {}, "inputs": ("labels",), **make(rng, labels)}
+    made = {"images": images, "labels": labels, "options": {}, "inputs": ("labels",), "loss": softmax_cross_entropy}
+    return {**made, **make(rng, labels)}
 
 
 def balanced(rng, labels):
@@ -120,6 +121,12 @@ CASES = {
     "softmax_distillation": distillation,
     "softmax_label_smoothing": lambda rng, labels: {"options": {"label_smoothing": 0.1}},
     "softmax_options": all_options,
+    "sigmoid_loss": lambda rng, labels: {"loss": sigmoid_cross_entropy, "options": {"pos_weight": 3}},
+    "sigmoid_focal": lambda rng, labels: {
+        "loss": sigmoid_cross_entropy,
+        "options": {"focal_gamma": 2, "focal_alpha": 0.25},
+    },
+    "sigmoid_options": lambda rng, labels: {"loss": sigmoid_cross_entropy, **all_options(rng, labels)},
 }
 
 
@@ -173,7 +180,7 @@ def expected_loss(net, made):
     samples = samples_of(net)
     expected = made.get("expected", made["labels"])[samples]
     weight = made["weight"][samples] if "weight" in made else None
-    loss, gradient = softmax_cross_entropy(net.blobs["scores"].data, expected, weight, **made["options"])
+    loss, gradient = made["loss"](net.blobs["scores"].data, expected, weight, **made["options"])
     if "entropy" in made:
         probs = made["entropy"][samples]
         loss += (probs * np.log(probs)).sum() / len(probs)
