@@ -55,6 +55,8 @@ LOWEST = np.float32(-700)  # its exp() is a normal double, and nothing beside an
 HIGHEST = int(np.float32(600).view(np.int32))  # exp() and sums of it cannot overflow below
 SMALLEST_SUM = math.exp(-600)
 SMALLEST_LOSS = 1e-6  # below, log(sum) - s would lose the digits of a float32
+FACTORS = 1000  # numbers up to 2 whose product is still a double
+ONE = int(np.float32(1).view(np.int32))
 SHARED_ENTRIES = 1 << 17  # fewer scores are not worth waking another thread for
 TILE_ENTRIES = 1 << 13  # exponentials of the positions that are treated side by side, 64 KiB
 
@@ -593,6 +595,51 @@ def sigmoid_rows(
 
 
 @compiled
+def plain_sigmoid_rows(scores, labels, sample_weight, scale, background, losses, counts, gradient, probs, start, stop):
+    """sigmoid_rows where every entry counts alike: all weights 1, no unknown class, no focal factor.
+
+    With c the probability of the answer that the score speaks against, L = |s| c + log(1 + e^-|s|), and dL/ds is
+    c - e^-|s| / (1 + e^-|s|) or minus that. The logarithms of a run of classes are that of one product. Where hardly
+    anything is left of L, the NumPy path has to find it.
+    """
+    classes = scores.shape[1]
+    slopes = np.empty(classes)
+    for n in range(start, stop):
+        weight = sample_weight[n] if len(sample_weight) else 1.0
+        signs = highest = np.int32(0)
+        loss = 0.0
+        for first in range(0, classes, FACTORS):
+            row, label = scores[n, first : first + FACTORS], labels[n, first : first + FACTORS]
+            slope = slopes[first : first + FACTORS]
+            product = 1.0
+            for k in range(len(row)):
+                s = np.float64(row[k])
+                y = label[k]
+                size = abs(s)
+                e = exp(-700.0 if -size < -700.0 else -size)
+                t = scale * y + background
+                c = 1 - t if s > 0 else t
+                product *= 1 + e
+                loss += size * c
+                signs = signs_of(signs, y)
+                highest = highest_of(highest, y)
+                rest = c - e / (1 + e)
+                slope[k] = rest if s > 0 else -rest
+            loss += math.log(product)
+        if signs < 0 or highest > ONE:
+            return False
+        if len(gradient):
+            for k in range(classes):
+                gradient[n, k] = weight * slopes[k]
+        if len(probs):
+            for k in range(classes):
+                probs[n, k] = log_sigmoids(scores[n, k])[2]
+        counts[n] = weight * classes
+        losses[n] = weight * loss if loss >= SMALLEST_LOSS and loss < np.inf else np.nan
+    return True
+
+
+@compiled
 def sigmoid_columns(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
     gamma, losses, counts, gradient, probs, start, stop,
@@ -761,6 +808,12 @@ def sigmoid_losses(batch: Batch) -> Optional[Losses]:
     dense = options.label_format == "dense"
     ignoring = dense and options.ignore_label is not None
     ignore_label = batch.labels.dtype.type(options.padding)
+    plain = (
+        dense and batch.layout.flat and not ignoring and options.class_weight is None and options.pos_weight is None
+        and options.focal_gamma == 0 and options.focal_alpha is None
+    )  # fmt: skip
+    if plain:
+        return run(batch, plain_sigmoid_rows, None, scale, background)
     return run(
         batch, sigmoid_rows, sigmoid_columns, positive, negative, dense, ignoring, ignore_label, scale, background,
         options.focal_gamma,

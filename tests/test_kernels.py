@@ -149,7 +149,16 @@ def test_sigmoid_kernels_equal_the_numpy_path(calls, shape, ignoring, options, s
         options = dict(options, ignore_label=-1)
     for sample_weight in (None, weight):
         assert_agree(*both(scores, labels, sample_weight, sigmoid_cross_entropy, **options))
-    assert calls == ["sigmoid_rows" if len(shape) == 2 else "sigmoid_columns"] * 2
+    plain = not ignoring and set(options) <= {"label_smoothing", "normalization"}
+    rows = "plain_sigmoid_rows" if plain else "sigmoid_rows"
+    assert calls == [rows if len(shape) == 2 else "sigmoid_columns"] * 2
+
+
+@pytest.mark.parametrize("classes", [1, 999, 1000, 1001, 2500])
+def test_the_product_of_many_classes_does_not_overflow(calls, classes):
+    scores, labels = random_case((3, classes), scale=0.01)
+    assert_agree(*both(scores, labels, None, sigmoid_cross_entropy))
+    assert calls == ["plain_sigmoid_rows"]
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4)], ids=str)
