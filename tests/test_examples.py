@@ -76,7 +76,7 @@ def compare(tmp_path_factory):
     @functools.lru_cache(maxsize=None)
     def compare_once(imbalanced):
         output = tmp_path_factory.mktemp("digits")
-        code = FEW_CANVASES + f"solve.compare([5], 20, Path({str(output)!r}), {imbalanced})"
+        code = FEW_CANVASES + f"solve.compare([5], {2 if imbalanced else 20}, Path({str(output)!r}), {imbalanced})"
         command = [sys.executable, "-c", code, str(DIGITS), str(SMALL_SPLITS)]
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         return SimpleNamespace(folder=output / ("seed5-imbalanced" if imbalanced else "seed5"), stdout=printed)
