@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 # Command: its module, with add_arguments(parser) and run(arguments) -> exit status, and what it does.
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
+    "evaluate": ("evaluate", "multi-label metrics of a net over a whole data set"),
 }
 
 STATUS = "Exit status: 0 yes, 1 no (a run or a proof failed), 2 bad usage or input, 3 cannot tell."
