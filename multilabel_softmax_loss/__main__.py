@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
     "evaluate": ("evaluate", "multi-label metrics of a net over a whole data set"),
+    "deploy": ("deploy", "write the deploy prototxt of a training net, and prove it"),
 }
 
 STATUS = "Exit status: 0 yes, 1 no (a run or a proof failed), 2 bad usage or input, 3 cannot tell."

@@ -266,8 +266,8 @@ def choose_head(
     if len(heads) > 1:
         found = ", ".join(head.scores for head in heads)
         raise UsageError(f"{path} has losses on several scores ({found}); choose one with --scores.")
-    changes = {"activation": activation or heads[0].activation, "labels": labels or heads[0].labels}
-    return dataclasses.replace(heads[0], **changes)
+    head = heads[0]
+    return dataclasses.replace(head, activation=activation or head.activation, labels=labels or head.labels)
 
 
 def unknown_name(what: str, name: str, known: Sequence[str], where: str) -> UsageError:
@@ -432,7 +432,7 @@ def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     try:
         with open(path, "rb") as file:
             message.ParseFromString(file.read())
-    except DecodeError as error:
+    except (DecodeError, SystemError) as error:  # protobuf 3.20 raises the latter for a string that is no UTF-8
         raise UsageError(f"{path} is torn, or no weights file: it does not parse as a NetParameter.") from error
     stored = {layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
     stored.update({layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layers if layer.blobs})
