@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
     "evaluate": ("evaluate", "multi-label metrics of a net over a whole data set"),
+    "predict": ("predict", "the labels of images"),
     "deploy": ("deploy", "write the deploy prototxt of a training net, and prove it"),
 }
 
