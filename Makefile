@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 
-.PHONY: help train test kill-test test-all environment clean
+.PHONY: help train test kill-test test-all snippets environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -28,6 +28,9 @@ test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the ne
 		echo "Tests on CPython $$version"; \
 		.venv-$$version/bin/python -m pytest -q; \
 	done
+
+snippets: environment   ## write prototxt/ anew
+	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt/
 
 environment:
 	@$(BOOTSTRAP)

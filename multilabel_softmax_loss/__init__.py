@@ -1,15 +1,23 @@
-"""Softmax cross-entropy for images with several labels each, as a Caffe Python layer and as a function."""
+"""Softmax and sigmoid cross-entropy for images with several labels each, as Caffe Python layers and as functions."""
 
 from typing import Any
 
-from .options import SoftmaxOptions
+from .options import SigmoidOptions, SoftmaxOptions
+from .sigmoid import sigmoid_cross_entropy
 from .softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
-__all__ = ["MultilabelSoftmaxLossLayer", "SoftmaxOptions", "softmax_cross_entropy"]
+__all__ = [
+    "MultilabelSigmoidLossLayer",
+    "MultilabelSoftmaxLossLayer",
+    "SigmoidOptions",
+    "SoftmaxOptions",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+]
 
 # Loaded on demand, so that importing the package never needs Caffe.
-ON_DEMAND = {"MultilabelSoftmaxLossLayer": "layers"}
+ON_DEMAND = {"MultilabelSigmoidLossLayer": "layers", "MultilabelSoftmaxLossLayer": "layers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .options import Options
+
 # A block of this many entries and its float64 temporaries stay in the second-level cache.
 BLOCK_ENTRIES = 1 << 15
 
@@ -47,7 +49,7 @@ def strip_ones(shape: Sequence[int], keep: int) -> Tuple[int, ...]:
 
 
 class Layout:
-    """How the positions of a score array lie in memory; a *position* is one softmax.
+    """How the positions of a score array lie in memory; a *position* has one score per class.
 
     Every array is seen as (outer, width) or, with axes after the class axis, as (outer, width, inner), where width
     is C for scores and dense labels, K for lists of indices and 1 for what each position has one of. Reductions
@@ -56,9 +58,8 @@ class Layout:
     Parameters
     ----------
     scores, labels, sample_weight : shapes; the last may be None
-    axis : int
-        The class axis of the scores; may be negative.
-    label_format : "dense" or "indices"
+    options : Options
+        Its axis, label_format and what it has one of per class matter here.
 
     Raises
     ------
@@ -69,11 +70,10 @@ class Layout:
         self,
         scores: Tuple[int, ...],
         labels: Tuple[int, ...],
-        sample_weight: Optional[Tuple[int, ...]] = None,
-        *,
-        axis: int = 1,
-        label_format: str = "dense",
+        sample_weight: Optional[Tuple[int, ...]],
+        options: Options,
     ):
+        axis = options.axis
         if not -len(scores) <= axis < len(scores):
             raise InputError("shape", f"{{scores}} has shape {scores}; expected a class axis {axis} in it")
         self.axis = axis % len(scores)
@@ -86,9 +86,16 @@ class Layout:
         self.positions = self.outer * self.inner
         self.flat = self.axis == len(scores) - 1 or self.inner == 1
         self.labels = labels
-        self.label_width = self._label_width(labels, label_format)
+        self.label_width = self._label_width(labels, options.label_format)
         self.sample_weight = sample_weight
         self._check_weight(sample_weight)
+        for name in options.names():
+            values = getattr(options, name)
+            if isinstance(values, np.ndarray) and len(values) != self.classes:
+                raise InputError(
+                    "class_weight",
+                    f"option {name!r} has {len(values)} values; expected {self.classes}, one per class of {{scores}}",
+                )
 
     def _label_width(self, labels: Tuple[int, ...], label_format: str) -> int:
         expected = list(self.scores)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, ClassVar, Optional, Type
+from typing import Any, Callable, ClassVar, Optional, Tuple, Type
 
 import caffe
 import numpy as np
 
 from .blobs import InputError, Layout
-from .options import Options, SoftmaxOptions
+from .options import Options, SigmoidOptions, SoftmaxOptions
+from .sigmoid import evaluate_sigmoid
 from .softmax import evaluate_softmax
 
 BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}
@@ -23,7 +24,7 @@ REMEDIES = {
     "scores": 'Lower base_lr, or look at the layers and data that make bottom[0]; "nonfinite": "ignore" in param_str '
     "lets such a loss pass.",
     "sample_weight": "Change the data of bottom[2].",
-    "class_weight": "Change class_weight in param_str, or num_output of the layer that makes bottom[0].",
+    "class_weight": "Change this option in param_str, or num_output of the layer that makes bottom[0].",
 }
 
 
@@ -31,7 +32,7 @@ class MultilabelLossLayer(caffe.Layer):
     """What the loss layers share; a subclass names its options and its function."""
 
     options_class: ClassVar[Type[Options]]
-    evaluate: ClassVar[Callable[..., float]]
+    evaluate: ClassVar[Callable[..., Tuple[float, float]]]
 
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
@@ -41,15 +42,15 @@ class MultilabelLossLayer(caffe.Layer):
         except (TypeError, ValueError) as error:
             message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
             raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
-        self.shapes: list = []
+        self.shapes: Any = None
         self.has_trained = False
 
     def reshape(self, bottom: Any, top: Any) -> None:
-        shapes = [bottom[k].data.shape for k in range(len(bottom))]
+        shapes = bottom[0].data.shape, bottom[1].data.shape, bottom[2].data.shape if len(bottom) == 3 else None
         if shapes == self.shapes:
             return
         try:
-            self.layout = Layout(*shapes, axis=self.options.axis, label_format=self.options.label_format)
+            self.layout = Layout(*shapes, self.options)
         except InputError as error:
             raise self.explain(error) from error
         self.shapes = shapes
@@ -62,10 +63,10 @@ class MultilabelLossLayer(caffe.Layer):
         keep = self.phase == caffe.TRAIN and self.loss_weight(top) != 0
         if keep and self.gradient is None:
             self.gradient = np.empty(self.shapes[0], np.float32)
-        self.is_fresh = False
+        self.divisor: Optional[float] = None
         gradient = self.gradient if keep else None
-        top[0].data[...] = self.run(bottom, gradient, probs=top[1].data if len(top) == 2 else None)
-        self.is_fresh = keep
+        top[0].data[...], divisor = self.run(bottom, gradient, top[1].data if len(top) == 2 else None)
+        self.divisor = divisor if keep else None
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
         if len(top) == 2 and top[1].diff.any():
@@ -74,20 +75,22 @@ class MultilabelLossLayer(caffe.Layer):
                 "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
             )
         if propagate_down[0]:
-            if self.is_fresh:
-                np.multiply(self.gradient, top[0].diff, out=bottom[0].diff)
-            else:
-                self.run(bottom, bottom[0].diff, factor=float(top[0].diff))
+            gradient, divisor = self.gradient, self.divisor
+            if divisor is None:
+                gradient = bottom[0].diff
+                _, divisor = self.run(bottom, gradient)
+            step = float(top[0].diff) / divisor if divisor else 0.0
+            np.multiply(gradient, np.float32(step), out=bottom[0].diff)
         for k in range(1, len(bottom)):
             if propagate_down[k]:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
 
-    def run(self, bottom: Any, gradient: Optional[np.ndarray], **arguments: Any) -> float:
-        """The loss of the bottoms' data; errors name the blobs as the prototxt does."""
+    def run(self, bottom: Any, gradient: Any, probs: Any = None) -> Tuple[float, float]:
+        """Loss and divisor of the bottoms' data; errors name the blobs as the prototxt does."""
         weight = bottom[2].data if len(bottom) == 3 else None
         try:
             return type(self).evaluate(
-                bottom[0].data, bottom[1].data, weight, self.layout, self.options, gradient, **arguments
+                bottom[0].data, bottom[1].data, weight, self.layout, self.options, gradient, probs
             )
         except InputError as error:
             raise self.explain(error) from error
@@ -139,3 +142,14 @@ class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
 
     options_class = SoftmaxOptions
     evaluate = staticmethod(evaluate_softmax)
+
+
+class MultilabelSigmoidLossLayer(MultilabelLossLayer):
+    """Sigmoid cross-entropy, plain or focal, of labels that do not exclude each other.
+
+    Formulas, shapes and options are those of :func:`multilabel_softmax_loss.sigmoid_cross_entropy`; bottoms, tops and
+    `loss_weight` are those of :class:`MultilabelSoftmaxLossLayer`, with labels from 0 to 1.
+    """
+
+    options_class = SigmoidOptions
+    evaluate = staticmethod(evaluate_sigmoid)

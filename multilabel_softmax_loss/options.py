@@ -9,7 +9,7 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Type, TypeVar
+from typing import Any, Callable, ClassVar, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
@@ -83,15 +83,30 @@ def per_class(value: Any) -> np.ndarray:
     return values
 
 
+def one_or_per_class(value: Any) -> Any:
+    """One non-negative number for all classes, or what per_class() takes."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return number(0)(value)
+    try:
+        return per_class(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"one finite number >= 0, or {error}") from error
+
+
 def read_numbers(path: str) -> list:
     """The numbers of a text file, separated by white space or commas."""
     with open(path, encoding="utf-8") as file:
         return [float(word) for word in file.read().replace(",", " ").split()]
 
 
+normalization_mode = choice("FULL", "VALID", "BATCH_SIZE", "NONE")
+
+
 @dataclass(frozen=True, eq=False)
 class Options:
     """What the losses share. Fields have the names and the defaults of `param_str`."""
+
+    highest_label: ClassVar[float] = math.inf
 
     axis: int = option(1, integer, "the class axis of the scores; may be negative")
     label_format: str = option(
@@ -133,6 +148,14 @@ class Options:
         """Whether the number of non-zero labels matters."""
         return False
 
+    def on_axis(self: OptionsType, axis: int) -> OptionsType:
+        return dataclasses.replace(self, axis=axis)
+
+    @property
+    def target_weight(self) -> Optional[np.ndarray]:
+        """The class weights where they are factors of the targets."""
+        return self.class_weight
+
     @classmethod
     def names(cls) -> list:
         return [entry.name for entry in dataclasses.fields(cls)]
@@ -171,7 +194,7 @@ def parse_literal(text: str) -> dict:
             reason = json_error if '"' in text else getattr(error, "msg", None) or type(error).__name__
             raise ValueError(f"{shorten(text)}, neither JSON nor a Python dict literal ({reason})") from error
     if not isinstance(pairs, tuple):
-        raise ValueError(f'{shorten(text)}, a {type(pairs).__name__}; expected a dict such as {{"axis": 1}}')
+        raise ValueError(f'{shorten(text)}, which is no dict such as {{"axis": 1}}')
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
@@ -204,7 +227,7 @@ class SoftmaxOptions(Options):
     )
     normalization: str = option(
         "VALID",
-        choice("FULL", "VALID", "BATCH_SIZE", "NONE"),
+        normalization_mode,
         "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
         "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
     )
@@ -222,3 +245,38 @@ class SoftmaxOptions(Options):
     @property
     def counts_labels(self) -> bool:
         return self.label_normalization == "count"
+
+    @property
+    def affine_arguments(self) -> Tuple[int, float, bool]:
+        """The last arguments of targets.affine_targets."""
+        parts = ("l1", "count", "none").index(self.label_normalization)
+        return parts, self.label_smoothing, self.empty == "uniform"
+
+
+@dataclass(frozen=True, eq=False)
+class SigmoidOptions(Options):
+    """Options of the sigmoid loss, as in `param_str` of MultilabelSigmoidLossLayer."""
+
+    highest_label: ClassVar[float] = 1.0
+
+    label_smoothing: float = option(0.0, number(0, 1), "moves this share of each target to 1/2")
+    class_weight: Optional[np.ndarray] = option(
+        None, optional(per_class), "C factors for the losses of the classes: a list, or a `.npy` or text file"
+    )
+    pos_weight: Optional[Union[float, np.ndarray]] = option(
+        None, optional(one_or_per_class), "factor of the positive term t log p: one number, or C as for `class_weight`"
+    )
+    focal_gamma: float = option(0.0, number(0), "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p)")
+    focal_alpha: Optional[float] = option(
+        None, optional(number(0, 1)), "factor alpha of the positive term, 1 - alpha of the negative one"
+    )
+    normalization: str = option(
+        "BATCH_SIZE",
+        normalization_mode,
+        "the divisor: `BATCH_SIZE` the first axis, `VALID` the known entries, each with its sample weight, "
+        "`FULL` all entries, `NONE` 1",
+    )
+
+    @property
+    def target_weight(self) -> Optional[np.ndarray]:
+        return None  # class weights are factors of both terms

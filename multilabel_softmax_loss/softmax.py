@@ -6,7 +6,8 @@ from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout, real_array
+from .blobs import InputError, Layout
+from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SoftmaxOptions
 from .targets import Labels, Recipe, read_labels, softmax_recipe
 
@@ -61,16 +62,7 @@ def softmax_cross_entropy(
     >>> print(round(loss, 4), gradient.round(3))  # log 3, since every class has probability 1/3
     1.0986 [[-0.167 -0.167  0.333]]
     """
-    checked = SoftmaxOptions.make(options)
-    scores, labels = real_array(scores, "scores"), real_array(labels, "labels")
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    if sample_weight is not None:
-        sample_weight = real_array(sample_weight, "sample weights")
-    weight_shape = None if sample_weight is None else sample_weight.shape
-    layout = Layout(scores.shape, labels.shape, weight_shape, axis=checked.axis, label_format=checked.label_format)
-    gradient = np.empty(scores.shape, scores.dtype)
-    return evaluate_softmax(scores, labels, sample_weight, layout, checked, gradient), gradient
+    return loss_and_gradient(evaluate_softmax, SoftmaxOptions.make(options), scores, labels, sample_weight)
 
 
 def evaluate_softmax(
@@ -81,44 +73,33 @@ def evaluate_softmax(
     options: SoftmaxOptions,
     gradient: Optional[np.ndarray] = None,
     probs: Optional[np.ndarray] = None,
-    factor: float = 1.0,
-) -> float:
-    """The loss; on the way `factor` times its gradient and the probabilities are written where arrays are given.
+) -> Tuple[float, float]:
+    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated.
+    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
+    loss is 0, and so is the gradient.
     """
-    read = read_labels(labels, layout, options)
-    recipe = softmax_recipe(read, sample_weight, layout, options)
-    scores = layout.view(scores, layout.classes)
-    gradient = None if gradient is None else layout.view(gradient, layout.classes)
-    probs = None if probs is None else layout.view(probs, layout.classes)
-    losses = np.empty(layout.shape(1))
-    per_loss = factor / recipe.divisor if recipe.divisor else 0.0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for where in layout.blocks():
-            losses[where] = softmax_block(scores, read, recipe, where, options, per_loss, gradient, probs)
-        loss = float(np.sum(losses * recipe.weight)) / recipe.divisor if recipe.divisor else 0.0
-    if not np.isfinite(loss) and options.nonfinite == "error":
-        raise nonfinite_loss(scores, losses, read, recipe, layout)
-    return loss
+    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
+    divisors = {"FULL": layout.positions, "BATCH_SIZE": layout.outer}
+    return mean_loss(batch, "softmax_losses", softmax_losses, divisors, explain_softmax)
 
 
-def softmax_block(
-    scores: np.ndarray,
-    labels: Labels,
-    recipe: Recipe,
-    where: tuple,
-    options: SoftmaxOptions,
-    per_loss: float,
-    gradient: Optional[np.ndarray],
-    probs: Optional[np.ndarray],
-) -> np.ndarray:
+def softmax_losses(batch: Batch) -> Losses:
+    """u L and u of each position."""
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
+    return by_blocks(
+        lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout
+    ), recipe.weight
+
+
+def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) -> np.ndarray:
     """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
 
     With z = s - max(s), L = m log(sum_k exp(z_k)) - sum_k t_k z_k: no term is negative, so nothing cancels.
     """
     scale, background, mass, weight = recipe.at(where)
-    shifted = scores[where].astype(np.float64)
+    shifted = batch.scores[where].astype(np.float64)
     unknown = labels.unknown(where)
     if unknown is not None:
         shifted[unknown] = -np.inf
@@ -133,17 +114,16 @@ def softmax_block(
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
     losses = mass * log_sums - labels.expect(shifted, where, scale, background)
-    if options.divergence == "kl":
+    if batch.options.divergence == "kl":
         losses += negative_entropy(labels.targets(where, scale, background), mass)
-    if probs is not None:
-        probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
-    if gradient is not None:
-        step = weight * per_loss
-        exps *= mass * step / sums
-        labels.subtract_from(exps, where, scale * step, background * step)
+    if batch.probs is not None:
+        batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
+    if batch.gradient is not None:
+        exps *= weight * mass / sums
+        labels.subtract_from(exps, where, weight * scale, weight * background)
         if saturated.any():
             balance(exps, shifted, saturated)
-        gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
+        batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
     return losses if weight.all() else np.where(weight == 0, 0, losses)
 
 
@@ -173,32 +153,15 @@ def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return (targets * np.log(ratio)).sum(axis=1, keepdims=True)
 
 
-def nonfinite_loss(
-    scores: np.ndarray, losses: np.ndarray, labels: Labels, recipe: Recipe, layout: Layout
-) -> InputError:
-    """The error that names the score behind the first loss that is not finite."""
-    position = np.argwhere(~np.isfinite(losses))
-    if not len(position):
-        return InputError(
-            "scores", "the losses are finite and their sum is not; {scores} or {sample_weight} are too large"
-        )
-    outer, _, *inner = position[0]
-    where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
-    block = scores[where]
-    targets = labels.targets(where, *recipe.at(where)[:2])
-    unknown = labels.unknown(where)
-    bad = np.isnan(block) | (block == np.inf) | ((block == -np.inf) & (targets > 0))
-    if unknown is not None:
-        bad &= ~unknown
-    value = losses[tuple(position[0])]
-    if not bad.any():
-        place = layout.locate(position[0], name_class=False)
-        return InputError(
-            "scores", f"{{scores}} has only -inf at {place}; expected a finite score. The loss there is {value:g}"
-        )
-    first = np.argwhere(bad)[0]
-    return InputError(
-        "scores",
-        f"{{scores}} has {block[tuple(first)]:g} at {layout.locate(first, where)}; expected finite scores "
-        f"(-inf only where the target is 0). The loss there is {value:g}",
-    )
+def explain_softmax(batch: Batch) -> InputError:
+    labels = read_labels(batch.labels, batch.layout, batch.options)
+    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
+
+    def bad_scores(where: tuple) -> np.ndarray:
+        scores, unknown = batch.scores[where], labels.unknown(where)
+        targets = labels.targets(where, *recipe.at(where)[:2])
+        bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
+        return bad if unknown is None else bad & ~unknown
+
+    losses, _ = softmax_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0")

@@ -4,8 +4,9 @@ Whatever the options, the targets of one position are an affine function of its 
 
     t_k = w_k (a y_k + b)    over the classes that are known there, 0 elsewhere,
 
-with w the class weights. So all options together come down to two numbers per position, `scale` a and
-`background` b, and no array of targets as large as the scores is ever needed: the losses read the labels as they are.
+with w the class weights (1 in the sigmoid loss, where they are factors of the loss). So all options together come
+down to two numbers per position, `scale` a and `background` b, and no array of targets as large as the scores is ever
+needed: the losses read the labels as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple, Optional, Tuple
 import numpy as np
 
 from .blobs import InputError, Layout
-from .options import Options, SoftmaxOptions
+from .options import Options, SigmoidOptions, SoftmaxOptions
 
 
 class Statistics(NamedTuple):
@@ -33,19 +34,21 @@ class Labels:
 
     Parameters
     ----------
-    labels : array, as the layout says
+    labels : array, a view of the layout
         Non-negative numbers, or class indices padded with `options.padding`.
-    class_weight : (C,) float64 array or None
+    options : Options
+        Its label_format, ignore_label, highest_label and target_weight matter here.
 
     Raises
     ------
-    InputError : a label is negative, not finite, or no index of a class. It names the entry.
+    InputError : a label is negative, too high, not finite, or no index of a class. It names the entry.
     """
 
     def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
-        self.values = layout.view(labels, layout.label_width)
+        self.values = labels
         self.layout = layout
-        self.class_weight = column(check_class_weight(options.class_weight, layout), layout)
+        weight = options.target_weight
+        self.class_weight = None if weight is None else column(weight, layout)
         self.statistics = self._statistics(options)
 
     def _statistics(self, options: Options) -> Statistics:
@@ -73,6 +76,7 @@ class DenseLabels(Labels):
 
     def _statistics(self, options: Options) -> Statistics:
         values, layout = self.values, self.layout
+        self.highest = options.highest_label
         self.ignore_label: Optional[np.ndarray] = None
         if options.ignore_label is not None:
             # Compared in the type of the labels: 0.1 in a float32 blob is not 0.1 in float64.
@@ -83,7 +87,9 @@ class DenseLabels(Labels):
             labels = self._known_labels(where)
             unknown = self.unknown(where)
             total[where] = labels.sum(axis=1, keepdims=True)
-            if not (labels.min(initial=0) >= 0 and np.isfinite(total[where]).all()):
+            if not (
+                labels.min(initial=0) >= 0 and labels.max(initial=0) <= self.highest and np.isfinite(total[where]).all()
+            ):
                 raise self._bad_label(labels, where)
             if options.counts_labels:
                 positives[where] = np.count_nonzero(labels, axis=1, keepdims=True)
@@ -108,13 +114,13 @@ class DenseLabels(Labels):
         return labels
 
     def _bad_label(self, labels: np.ndarray, where: tuple) -> InputError:
-        bad = np.argwhere(~((labels >= 0) & np.isfinite(labels)))
+        bad = np.argwhere(~((labels >= 0) & (labels <= self.highest) & np.isfinite(labels)))
+        expected = f"labels from 0 to {self.highest:g}" if np.isfinite(self.highest) else "finite labels >= 0"
         if not len(bad):
             return InputError("labels", "{labels} has values so large that their sum overflows")
         return InputError(
             "labels",
-            f"{{labels}} has {labels[tuple(bad[0])]:g} at {self.layout.locate(bad[0], where)}; "
-            "expected finite labels >= 0",
+            f"{{labels}} has {labels[tuple(bad[0])]:g} at {self.layout.locate(bad[0], where)}; expected {expected}",
         )
 
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -198,6 +204,41 @@ def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:
     return (IndexLabels if options.label_format == "indices" else DenseLabels)(labels, layout, options)
 
 
+def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):
+    """The affine function that makes softmax targets of labels; for arrays, and in the kernels for one position.
+
+    With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
+
+        a = 1 / sum(y), m0 = 1          label_normalization "l1" (parts 0)
+        a = 1 / M,      m0 = sum(y) / M "count" (parts 1)
+        a = 1,          m0 = sum(y)     "none" (parts 2)
+        t_k = (1-e) a y_k + e m0 / C'   label_smoothing e
+        t_k = 1 / C'                    where no label is positive and these are `uniform`, else 0
+
+    and then the class weights.
+
+    Returns
+    -------
+    scale, background, mass : a, b and m = sum_k t_k, class weights included
+    counted : False where the position is ignored
+
+    References
+    ----------
+    Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, arXiv:1805.00932 ("l1" on multi-hot labels).
+    R. Gomez, Understanding Categorical Cross-Entropy Loss, ..., 2018 ("count": real-valued labels for class balancing).
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567 (label smoothing).
+    """
+    # Truth values are factors here, so that the same lines serve arrays and, compiled, single numbers.
+    labelled = 1.0 * (total > 0)
+    is_empty = (1.0 - labelled) * (known > 0)
+    whole = total if parts == 0 else positives if parts == 1 else labelled
+    scale = labelled * (1 - smoothing) / (whole + (whole == 0))
+    mass = total / (whole + (whole == 0))
+    background = (labelled * smoothing * mass + is_empty * uniform) / (known + (known == 0))
+    counted = labelled + is_empty * uniform > 0
+    return scale, background, scale * weighted_total + background * weighted_known, counted
+
+
 class Recipe(NamedTuple):
     """What turns the labels of a batch into targets and their losses into one; arrays have one entry per position."""
 
@@ -205,7 +246,6 @@ class Recipe(NamedTuple):
     background: np.ndarray  # b
     mass: np.ndarray  # m = sum_k t_k
     weight: np.ndarray  # sample weight u, 0 where the position is not counted
-    divisor: float
 
     def at(self, where: tuple) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """scale, background, mass and weight of a block."""
@@ -215,71 +255,80 @@ class Recipe(NamedTuple):
 def softmax_recipe(
     labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SoftmaxOptions
 ) -> Recipe:
-    """Targets of the softmax loss.
-
-    With y the labels of a position, M the number of them that are not 0 and C' the number of its known classes::
-
-        a = 1 / sum(y), m0 = 1          label_normalization "l1"
-        a = 1 / M,      m0 = sum(y) / M "count"
-        a = 1,          m0 = sum(y)     "none"
-        t_k = (1-e) a y_k + e m0 / C'   label_smoothing e
-        t_k = 1 / C'                    where no label is positive, empty "uniform"
-
-    and then the class weights.
+    """Targets of the softmax loss for a whole batch; `sample_weight` as `checked_weights` returns it.
 
     Raises
     ------
-    InputError : a sample weight is impossible, or a position has no label under empty "error".
-
-    References
-    ----------
-    Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, arXiv:1805.00932 ("l1" on multi-hot labels).
-    R. Gomez, Understanding Categorical Cross-Entropy Loss, ..., 2018 ("count": real-valued labels for class balancing).
-    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567 (label smoothing).
+    InputError : a position has no label under empty "error".
     """
     total, positives, known, weighted_total, weighted_known = labels.statistics
     has_positive, has_known = total > 0, known > 0
     if options.empty == "error" and not (has_positive | ~has_known).all():
         first = np.argwhere(~has_positive & has_known)[0]
         raise InputError("empty", f"{{labels}} has no positive label at {layout.locate(first, name_class=False)}")
-    counted = has_known if options.empty == "uniform" else has_known & has_positive
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if options.label_normalization == "none":
-            scale, mass = np.ones_like(total), total
-        else:
-            parts = total if options.label_normalization == "l1" else positives
-            scale, mass = 1 / parts, total / parts
-        smoothing = options.label_smoothing
-        scale = np.where(counted & has_positive, (1 - smoothing) * scale, 0.0)
-        background = np.where(counted, np.where(has_positive, smoothing * mass, 1.0) / known, 0.0)
+    with np.errstate(over="ignore"):
+        scale, background, mass, counted = affine_targets(
+            total, positives, known, weighted_total, weighted_known, *options.affine_arguments
+        )
     if np.isinf(scale).any():
         raise InputError("labels", "{labels} has values so small that dividing by their sum overflows")
-    weight = position_weights(sample_weight, counted, layout)
-    return Recipe(
-        scale,
-        background,
-        scale * weighted_total + background * weighted_known,
-        weight,
-        divisor(options.normalization, weight, layout),
+    weight = np.where(counted, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return Recipe(scale, background, mass, weight)
+
+
+class SigmoidRecipe(NamedTuple):
+    """What turns the labels of a batch into the weights of the two terms of each entry, and their losses into one."""
+
+    scale: np.ndarray  # a and b of t = a y + b, the same everywhere
+    background: np.ndarray
+    positive: np.ndarray  # weights of the terms of t and of 1-t; they broadcast against a view of the scores
+    negative: np.ndarray
+    weight: np.ndarray  # sample weight u of each position, 0 where no class is known
+
+
+def sigmoid_terms(options: SigmoidOptions, classes: int) -> Tuple[float, float, np.ndarray, np.ndarray]:
+    """How labels become targets of the sigmoid loss, and the weights of the two terms of each class.
+
+    With y the labels, w the class weights, v the positive ones and alpha that of the focal loss (both factors are 1
+    without it)::
+
+        t        = a y + b with a = 1 - e, b = e / 2      label_smoothing e
+        positive = w v alpha
+        negative = w (1 - alpha)
+
+    Returns
+    -------
+    a, b : float
+    positive, negative : (C,) float64 arrays
+    """
+    smoothing, alpha = options.label_smoothing, options.focal_alpha
+    class_weight = np.ones(classes) if options.class_weight is None else options.class_weight
+    pos_weight = 1.0 if options.pos_weight is None else options.pos_weight
+    positive = class_weight * pos_weight * (1.0 if alpha is None else alpha)
+    negative = class_weight * (1.0 if alpha is None else 1 - alpha)
+    return 1 - smoothing, smoothing / 2, positive, negative
+
+
+def sigmoid_recipe(
+    labels: Labels, sample_weight: Optional[np.ndarray], layout: Layout, options: SigmoidOptions
+) -> SigmoidRecipe:
+    """The same for a whole batch; `sample_weight` as `checked_weights` returns it."""
+    scale, background, positive, negative = sigmoid_terms(options, layout.classes)
+    weight = np.where(labels.statistics.known > 0, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return SigmoidRecipe(
+        np.asarray(scale), np.asarray(background), column(positive, layout), column(negative, layout), weight
     )
 
 
-def divisor(normalization: str, weight: np.ndarray, layout: Layout) -> float:
-    """What the summed loss and its gradient are divided by; `weight` is 0 at positions that are not counted."""
-    if normalization == "VALID":
-        return float(weight.sum())
-    return float({"FULL": layout.positions, "BATCH_SIZE": layout.outer, "NONE": 1}[normalization])
-
-
-def position_weights(sample_weight: Optional[np.ndarray], counted: np.ndarray, layout: Layout) -> np.ndarray:
-    """The weight of each position, 0 where it is not counted; float64, shaped like `counted`.
+def checked_weights(sample_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+    """The weight of each position as float64, (outer, 1) or (outer, 1, inner); None for none.
 
     Raises
     ------
     InputError : a weight is negative or not finite.
     """
     if sample_weight is None:
-        return counted.astype(np.float64)
+        return None
     weight = layout.view_weight(sample_weight).astype(np.float64)
     if not ((weight >= 0) & (weight < np.inf)).all():
         bad = np.argwhere(~((weight >= 0) & (weight < np.inf)))[0]
@@ -288,19 +337,9 @@ def position_weights(sample_weight: Optional[np.ndarray], counted: np.ndarray, l
             f"{{sample_weight}} has {weight[tuple(bad)]:g} at {layout.locate(bad, name_class=False)}; "
             "expected finite weights >= 0",
         )
-    return np.where(counted, weight, 0.0)
+    return weight
 
 
-def check_class_weight(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
-    if class_weight is not None and len(class_weight) != layout.classes:
-        raise InputError(
-            "class_weight",
-            f"option 'class_weight' has {len(class_weight)} values; expected {layout.classes}, "
-            "one per class of {scores}",
-        )
-    return class_weight
-
-
-def column(class_weight: Optional[np.ndarray], layout: Layout) -> Optional[np.ndarray]:
+def column(class_weight: np.ndarray, layout: Layout) -> np.ndarray:
     """Class weights shaped to broadcast against a view of the scores."""
-    return class_weight if class_weight is None or layout.flat else class_weight.reshape(-1, 1)
+    return class_weight if layout.flat else class_weight.reshape(-1, 1)

@@ -1,0 +1,183 @@
+"""What the losses share: batches as views, their way through kernels or NumPy to one loss, and whom to blame."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from .blobs import InputError, Layout, real_array
+from .options import Options
+from .targets import checked_weights
+
+# u L of each position, and what VALID sums for it; float64 arrays of one entry per position.
+Losses = Tuple[np.ndarray, np.ndarray]
+
+
+class Batch(NamedTuple):
+    """What a loss is computed of; every array is a view of the layout, (outer, width) or (outer, width, inner)."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    weight: Optional[np.ndarray]  # float64, checked; None for none
+    layout: Layout
+    options: Any
+    gradient: Optional[np.ndarray] = None  # gets u dL/ds where given
+    probs: Optional[np.ndarray] = None  # gets the probabilities where given
+
+    @classmethod
+    def of(
+        cls,
+        scores: np.ndarray,
+        labels: np.ndarray,
+        sample_weight: Optional[np.ndarray],
+        layout: Layout,
+        options: Options,
+        gradient: Optional[np.ndarray] = None,
+        probs: Optional[np.ndarray] = None,
+    ) -> Batch:
+        """Arrays as a caller has them; an InputError if a sample weight is impossible."""
+        width = layout.classes
+        return cls(
+            layout.view(scores, width),
+            layout.view(labels, layout.label_width),
+            checked_weights(sample_weight, layout),
+            layout,
+            options,
+            None if gradient is None else layout.view(gradient, width),
+            None if probs is None else layout.view(probs, width),
+        )
+
+    def pick(self, positions: np.ndarray) -> Tuple[Batch, tuple]:
+        """These positions as a batch of their own, and the index that says where they are in this one."""
+        layout, count = self.layout, len(positions)
+        outer, inner = np.unravel_index(positions, (layout.outer, layout.inner))
+        where = (outer,) if layout.flat else (outer, slice(None), inner)
+        shape = (count, layout.classes)
+        part = Batch(
+            self.scores[where],
+            self.labels[where],
+            None if self.weight is None else self.weight.reshape(-1, 1)[positions],
+            Layout(shape, (count, layout.label_width), None, self.options.on_axis(1)),
+            self.options,
+            None if self.gradient is None else np.empty(shape, self.gradient.dtype),
+            None if self.probs is None else np.empty(shape, self.probs.dtype),
+        )
+        return part, where
+
+
+def loss_and_gradient(
+    evaluate: Callable[..., Tuple[float, float]], options: Options, scores: Any, labels: Any, sample_weight: Any
+) -> Tuple[float, np.ndarray]:
+    """Loss and gradient of what a caller has: arrays of any real type, or lists.
+
+    Raises
+    ------
+    InputError, a ValueError : a shape, a label, a weight or a score is impossible; the message names the entry.
+    TypeError : something is no array of real numbers.
+    """
+    scores, labels = real_array(scores, "scores"), real_array(labels, "labels")
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)
+    if sample_weight is not None:
+        sample_weight = real_array(sample_weight, "sample weights")
+    weight_shape = None if sample_weight is None else sample_weight.shape
+    layout = Layout(scores.shape, labels.shape, weight_shape, options)
+    gradient = np.empty(scores.shape, scores.dtype)
+    loss, divisor = evaluate(scores, labels, sample_weight, layout, options, gradient)
+    gradient *= gradient.dtype.type(1 / divisor if divisor else 0)
+    return loss, gradient
+
+
+def mean_loss(
+    batch: Batch,
+    compiled: str,
+    by_numpy: Callable[[Batch], Losses],
+    divisors: Mapping[str, float],
+    explain: Callable[[Batch], InputError],
+) -> Tuple[float, float]:
+    """The sum of all u L over the divisor, and the divisor; the loss is 0 where that is 0.
+
+    `compiled` names the loss's function in kernels.py, `by_numpy` does the same for every batch, `divisors` has those
+    of FULL and BATCH_SIZE, and `explain` makes the error for a loss that is not finite.
+    """
+    losses, counts = compiled_losses(batch, compiled, by_numpy) or by_numpy(batch)
+    normalization = batch.options.normalization
+    divisor = float(counts.sum()) if normalization == "VALID" else 1.0
+    divisor = divisors.get(normalization, divisor)
+    loss = float(losses.sum()) / divisor if divisor else 0.0
+    if batch.options.nonfinite == "error" and not np.isfinite(loss):
+        raise explain(batch)
+    return loss, divisor
+
+
+def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Losses]) -> Optional[Losses]:
+    """What `by_numpy` returns, by the kernels; None where they do not apply, or met much that is odd."""
+    module = kernels()
+    done = None if module is None else getattr(module, compiled)(batch)
+    if done is None:
+        return None
+    losses, counts = done
+    if np.isnan(losses.sum()):
+        odd = np.flatnonzero(np.isnan(losses))
+        if 2 * len(odd) > len(losses):
+            return None
+        part, where = batch.pick(odd)
+        losses[odd] = by_numpy(part)[0].ravel()
+        for array, picked in ((batch.gradient, part.gradient), (batch.probs, part.probs)):
+            if array is not None:
+                array[where] = picked
+    return losses, counts
+
+
+@lru_cache(maxsize=None)
+def kernels() -> Any:
+    """The compiled kernels, or None: as MULTILABEL_SOFTMAX_LOSS_KERNELS says, else where numba is installed."""
+    wanted = os.environ.get("MULTILABEL_SOFTMAX_LOSS_KERNELS", "")
+    if wanted not in ("", "numpy", "numba"):
+        raise ValueError(f"MULTILABEL_SOFTMAX_LOSS_KERNELS is {wanted!r}; expected 'numpy' or 'numba', or nothing")
+    if wanted == "numpy":
+        return None
+    try:
+        from . import kernels as module
+    except ImportError:
+        if wanted == "numba":
+            raise
+        return None
+    return module
+
+
+def by_blocks(block: Callable[[tuple], np.ndarray], weight: np.ndarray, layout: Layout) -> np.ndarray:
+    """u L of each position, where `block` gives L of the positions of a block, 0 where u is 0."""
+    losses = np.empty(layout.shape(1))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
+        for where in layout.blocks():
+            losses[where] = block(where)
+        return losses * weight
+
+
+def nonfinite_loss(
+    batch: Batch, losses: np.ndarray, bad_scores: Callable[[tuple], np.ndarray], exceptions: str
+) -> InputError:
+    """The error that names the score behind the first loss that is not finite.
+
+    `bad_scores` is the mask of the scores at fault in a block; `exceptions` says which infinite scores are legal.
+    """
+    position = np.argwhere(~np.isfinite(losses))
+    if not len(position):
+        return InputError("scores", "the losses are finite but not their sum; {scores} or the weights are too large")
+    outer, _, *inner = position[0]
+    where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
+    value = losses[tuple(position[0])]
+    bad = np.argwhere(bad_scores(where))
+    if not len(bad):
+        place = batch.layout.locate(position[0], name_class=False)
+        return InputError("scores", f"the loss at {place} overflows; {{scores}} or the weights are too large")
+    score = batch.scores[where][tuple(bad[0])]
+    return InputError(
+        "scores",
+        f"{{scores}} has {score:g} at {batch.layout.locate(bad[0], where)}; expected finite scores "
+        f"({exceptions}). The loss there is {value:g}",
+    )

@@ -1,0 +1,297 @@
+"""The compiled kernels against the NumPy path, which test_softmax.py holds to the definition."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from numba import njit
+
+from multilabel_softmax_loss import kernels, losses, softmax, softmax_cross_entropy
+from multilabel_softmax_loss.blobs import Layout
+from multilabel_softmax_loss.options import SoftmaxOptions
+
+
+def both(scores, labels, sample_weight=None, **options):
+    """Loss and gradient by the NumPy path and by the kernels, which must have been used."""
+    results = []
+    for name in ("numpy", "numba"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", name)
+            losses.kernels.cache_clear()
+            results.append(softmax_cross_entropy(scores, labels, sample_weight, **options))
+            losses.kernels.cache_clear()
+    return results
+
+
+def assert_agree(numpy, numba):
+    assert numba[0] == pytest.approx(numpy[0], rel=1e-9, abs=1e-300)
+    scale = np.abs(numpy[1]).max(initial=0)
+    np.testing.assert_allclose(numba[1], numpy[1], rtol=0, atol=1.2e-7 * scale)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the kernels that ran, so that no test passes because none did."""
+    seen = []
+    run = kernels.Team.run
+
+    def watched(team, kernel, arguments, count, entries):
+        seen.append(kernel.__name__)
+        return run(team, kernel, arguments, count, entries)
+
+    monkeypatch.setattr(kernels.Team, "run", watched)
+    return seen
+
+
+def random_case(shape, seed=0, scale=3):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(scale=scale, size=shape).astype(np.float32)
+    labels = (rng.random(shape) * (rng.random(shape) < 0.4)).astype(np.float32)
+    return scores, labels
+
+
+OPTIONS = [
+    {},
+    {"label_normalization": "count"},
+    {"label_normalization": "none", "normalization": "FULL"},
+    {"label_smoothing": 0.1},
+    {"empty": "uniform", "label_smoothing": 0.3, "label_normalization": "none"},
+    {"class_weight": [0.5, 0, 2, 1, 3, 1, 1]},
+    {"class_weight": [0.5, 0, 2, 1, 3, 1, 1], "label_smoothing": 0.2, "label_normalization": "count"},
+]
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4), (2, 7, 40, 41)], ids=str)
+@pytest.mark.parametrize("ignoring", [False, True], ids=["known", "partly unknown"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_dense_kernels_equal_the_numpy_path(calls, shape, ignoring, options):
+    scores, labels = random_case(shape)
+    np.moveaxis(labels, 1, -1)[1:2, ..., :] = 0
+    weight = np.random.default_rng(1).random((len(scores), *scores.shape[2:]))
+    if ignoring:
+        labels[labels > 0.7] = -1
+        labels[0] = -1
+        options = dict(options, ignore_label=-1)
+    for sample_weight in (None, weight):
+        assert_agree(*both(scores, labels, sample_weight, **options))
+    assert calls == ["dense_rows" if len(shape) == 2 else "dense_columns"] * 2
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4)], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("padding", [-1, 9])
+def test_index_kernels_equal_the_numpy_path(calls, shape, options, padding):
+    scores, _ = random_case(shape)
+    rng = np.random.default_rng(1)
+    indices = rng.integers(0, 7, size=(shape[0], 4, *shape[2:])).astype(np.float32)
+    indices[rng.random(indices.shape) < 0.4] = padding
+    indices[0] = padding
+    weight = rng.random((shape[0], *shape[2:]))
+    options = dict(options, label_format="indices", **({} if padding == -1 else {"ignore_label": padding}))
+    for sample_weight in (None, weight):
+        assert_agree(*both(scores, indices, sample_weight, **options))
+    assert calls == ["index_rows" if len(shape) == 2 else "index_columns"] * 2
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (2, 5, 4, 5)], ids=str)
+@pytest.mark.parametrize("label_format", ["dense", "indices"])
+def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
+    """Masks, saturated and enormous scores among ordinary ones."""
+    scores, labels = random_case(shape)
+    if label_format == "indices":
+        labels = np.argmax(labels, axis=1, keepdims=True).astype(np.float32)
+    rows = np.moveaxis(scores, 1, -1).reshape(-1, 5)
+    rows[3] = [1, 2, -np.inf, 0, 1]
+    rows[7] = [3000, -4000, 0, 0, 1]
+    rows[8] = [-3000, -3000, -3001, -3002, -3000]
+    rows[11, :] = 0
+    rows[11, 2] = 60
+    scores = np.ascontiguousarray(np.moveaxis(rows.reshape(*shape[:1], *shape[2:], 5), -1, 1))
+    if label_format == "dense":
+        np.moveaxis(labels, 1, -1).reshape(-1, 5)
+        flat = np.moveaxis(labels, 1, -1).reshape(-1, 5).copy()
+        flat[3] = [1, 1, 0, 0, 0]
+        flat[11] = [0, 0, 1, 0, 0]
+        labels = np.ascontiguousarray(np.moveaxis(flat.reshape(*shape[:1], *shape[2:], 5), -1, 1))
+    else:
+        flat = labels.reshape(shape[0], -1)
+        flat[np.unravel_index([3, 11], flat.shape)] = [0, 2]
+    numpy, numba = both(scores, labels, label_format=label_format)
+    assert_agree(numpy, numba)
+    gradient = np.moveaxis(numba[1], 1, -1).reshape(-1, 5)
+    assert gradient[11, 2] == pytest.approx(-4 * np.exp(-60.0) / 40, rel=1e-6)
+    assert calls
+
+
+def test_the_probabilities_agree():
+    for shape in ((6, 7), (2, 7, 5, 5)):
+        scores, labels = random_case(shape)
+        labels[0] = -1
+        labels[1, 2] = -1
+        options = SoftmaxOptions(ignore_label=-1)
+        layout = Layout(shape, shape, None, options)
+        probs = [np.full(shape, np.nan, np.float32) for _ in range(2)]
+        batches = [losses.Batch.of(scores, labels, None, layout, options, None, array) for array in probs]
+        softmax.softmax_losses(batches[0])
+        kernels.softmax_losses(batches[1])
+        np.testing.assert_allclose(probs[1], probs[0], rtol=1.2e-7, atol=0)
+
+
+@pytest.mark.parametrize("bad", [-1, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(6, 7), (2, 7, 3, 3)], ids=str)
+def test_bad_labels_are_found_by_the_kernels_and_named_by_numpy(calls, bad, shape):
+    scores, labels = random_case(shape)
+    labels[1, 3] = bad
+    with pytest.raises(ValueError, match=f"labels has {bad:g} at sample 1, class 3"):
+        softmax_cross_entropy(scores, labels)
+    assert calls
+
+
+@pytest.mark.parametrize("bad", [7, -2, 0.5, np.nan])
+def test_bad_indices_are_found_by_the_kernels_and_named_by_numpy(calls, bad):
+    for shape in ((6, 7), (6, 7, 3)):
+        indices = np.zeros((6, 2, *shape[2:]), np.float32)
+        indices[4, 1] = bad
+        with pytest.raises(ValueError, match=f"labels has {bad:g} at sample 4, .*entry 1 of the list"):
+            softmax_cross_entropy(random_case(shape)[0], indices, label_format="indices")
+    assert calls == ["index_rows", "index_columns"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("label_format", ["dense", "indices"])
+def test_nonfinite_scores_are_found_by_the_kernels_and_named_by_numpy(calls, bad, label_format):
+    for shape in ((6, 7), (6, 7, 3)):
+        scores, labels = random_case(shape)
+        if label_format == "indices":
+            labels = np.zeros((6, 1, *shape[2:]), np.float32)
+        scores[4, 5] = bad
+        with pytest.raises(ValueError, match="scores has (nan|inf) at sample 4, class 5"):
+            softmax_cross_entropy(scores, labels, label_format=label_format)
+    assert len(calls) == 2
+
+
+def test_nothing_is_read_from_positions_that_do_not_count():
+    for shape in ((6, 7), (6, 7, 3)):
+        scores, labels = random_case(shape)
+        scores[4, 5], labels[4] = np.nan, 0
+        scores[2, 1], labels[2] = np.inf, 0
+        numpy, numba = both(scores, labels)
+        assert_agree(numpy, numba)
+        assert not numba[1][[2, 4]].any()
+
+
+# The exponential
+
+
+@njit
+def exponentials(scores):
+    return np.array([kernels.exp_score(score) for score in scores])
+
+
+def test_exp_is_within_half_an_ulp_of_float32_over_its_range():
+    scores = np.random.default_rng(0).uniform(-87, 88, 300000).astype(np.float32)
+    exact = np.exp(scores.astype(np.longdouble))
+    assert np.abs(exponentials(scores) / exact - 1).max() < 1e-11
+    error = np.abs(exponentials(scores).astype(np.float32).astype(np.longdouble) - exact)
+    assert (error / np.spacing(exact.astype(np.float32))).max() < 0.501
+
+
+def test_exp_is_right_far_out_and_exact_at_zero():
+    scores = np.linspace(-699, 600, 20001).astype(np.float32)
+    assert np.abs(exponentials(scores) / np.exp(scores.astype(np.longdouble)) - 1).max() < 1e-11
+    assert exponentials(np.zeros(1, np.float32))[0] == 1
+    assert exponentials(np.array([-np.inf, -1e30], np.float32)).max() < 1e-300
+    assert np.isnan(exponentials(np.array([np.nan, -np.nan], np.float32))).all()
+
+
+# Threads, processes and the cache
+
+
+def test_threads_change_nothing(monkeypatch):
+    for shape in ((300, 1000), (3, 21, 90, 91)):
+        scores, labels = random_case(shape)
+        results = []
+        for size in (1, 2, 3):
+            monkeypatch.setattr(kernels, "TEAM", kernels.Team(size))
+            results.append(softmax_cross_entropy(scores, labels))
+        for loss, gradient in results[1:]:
+            assert loss == results[0][0]
+            np.testing.assert_array_equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, 2),
+    ],
+)
+def test_the_number_of_threads_obeys_the_environment(monkeypatch, variables, expected):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert kernels.count_threads() == expected
+
+
+def run_python(code, cwd=None, **environment):
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True)
+
+
+PRINT_LOSS = """
+import numpy as np
+from multilabel_softmax_loss import softmax_cross_entropy
+print(softmax_cross_entropy(np.zeros((300, 1000), np.float32), np.ones((300, 1000), np.float32))[0])
+"""
+
+
+def test_a_forked_child_can_use_the_kernels():
+    code = PRINT_LOSS + (
+        "import os, sys\nsys.stdout.flush()\nchild = os.fork()\nif child == 0:\n"
+        "    " + PRINT_LOSS.strip().replace("\n", "\n    ") + "\n    sys.stdout.flush()\n    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    done = run_python(code, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr.decode()
+    assert [float(line) for line in done.stdout.split()] == [pytest.approx(np.log(1000), rel=1e-12)] * 2
+
+
+def test_an_installation_that_cannot_be_written_works_and_says_so_once(tmp_path):
+    """Root may write anywhere, so a file stands where the cache's folder would be made."""
+    copy = tmp_path / "multilabel_softmax_loss"
+    shutil.copytree(os.path.dirname(kernels.__file__), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "__pycache__").write_text("")
+    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run_python(PRINT_LOSS, cwd=tmp_path, **nowhere)
+    assert done.returncode == 0, done.stderr.decode()
+    assert float(done.stdout) == pytest.approx(np.log(1000), rel=1e-12)
+    assert done.stderr.decode().count("cannot keep its compiled kernels") == 1
+
+
+def test_the_environment_chooses():
+    code = "from multilabel_softmax_loss.losses import kernels; print(kernels() is None)"
+    assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numpy").stdout.split() == [b"True"]
+    assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numba").stdout.split() == [b"False"]
+    assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="").stdout.split() == [b"False"]
+    wrong = run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="cuda")
+    assert b"MULTILABEL_SOFTMAX_LOSS_KERNELS is 'cuda'; expected 'numpy' or 'numba'" in wrong.stderr
+
+
+def test_without_numba_the_numpy_path_serves():
+    code = "import sys; sys.modules['numba'] = None\n" + PRINT_LOSS
+    done = run_python(code)
+    assert float(done.stdout) == pytest.approx(np.log(1000), rel=1e-12)
+    assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numba").returncode != 0
+
+
+def test_float64_scores_keep_their_digits(calls):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores, labels = random_case((6, 7))
+        softmax_cross_entropy(scores.astype(np.float64), labels)
+    assert not calls
