@@ -338,7 +338,7 @@ class Run:
         saved = solver.iter
         recent: List[float] = []
         hidden = not sys.stderr.isatty()
-        with tqdm(total=last, initial=solver.iter, unit="it", disable=hidden, dynamic_ncols=True) as bar:
+        with tqdm(total=last, initial=solver.iter, unit="it", disable=hidden, ncols=79) as bar:
             while not self.stop and solver.iter < last:
                 begin = time.monotonic()
                 row = {"iteration": solver.iter, "seconds": 0.0, "lr": float(solver.lr)}

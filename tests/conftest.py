@@ -11,6 +11,7 @@ os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no l
 # elsewhere the tests of nets cannot be, and everything else is tested.
 HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
 NEEDS_CAFFE = ["caffe_nets.py", "test_in_caffe.py", "test_examples.py", "test_snippets.py"]
+NEEDS_CAFFE += ["test_train.py", "test_evaluate.py", "test_predict.py", "test_deploy.py"]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE
 

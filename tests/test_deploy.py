@@ -65,11 +65,7 @@ def read(path):
 )
 def test_only_what_scores_need_stays(tmp_path, capsys, loss, last):
     path = image_net(tmp_path, loss)
-    if "SigmoidLossLayer" in loss:
-        # The layer itself is not needed: with the shape of the input the net is made without data and loss.
-        assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(2, 1, 6, 6)) == 0
-    else:
-        assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
+    assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
     net = read(tmp_path / "deploy.prototxt")
     kinds = [layer.type for layer in net.layer]
     convolution = ["Convolution", "BatchNorm", "Scale", "ReLU"]
@@ -82,6 +78,14 @@ def test_only_what_scores_need_stays(tmp_path, capsys, loss, last):
     differences = [float(number) for number in re.findall(r"(\S+) from those of", said)]
     assert len(differences) == 2
     assert max(differences) <= 1e-5
+
+
+def test_with_the_shape_of_the_input_the_data_need_not_be_there(tmp_path):
+    path = image_net(tmp_path, OURS % "")
+    assert deploy(path, str(tmp_path / "with_data.prototxt")) == 0
+    (tmp_path / "images.txt").unlink()
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(2, 1, 6, 6)) == 0
+    assert (tmp_path / "deploy.prototxt").read_text() == (tmp_path / "with_data.prototxt").read_text()
 
 
 def test_trained_weights_give_the_training_nets_probabilities(tmp_path):
@@ -115,6 +119,20 @@ def test_the_proof_fails_for_a_deploy_net_that_computes_something_else(tmp_path,
     assert deploy(path, str(tmp_path / "deploy.prototxt")) == 1
     assert "more than 1e-05" in capsys.readouterr().out
     assert not (tmp_path / "deploy.prototxt").exists()
+
+
+def test_opencv_may_round_more_in_its_own_fast_convolutions_only(tmp_path, monkeypatch, capsys):
+    path = image_net(tmp_path, OURS % "")
+    right = deploy_module.run_opencv
+
+    def rounding(text, model, inputs, winograd=True):
+        return right(text, model, inputs, winograd) + (2e-5 if winograd else 0)
+
+    monkeypatch.setattr(deploy_module, "run_opencv", rounding)
+    assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
+    said = capsys.readouterr().out
+    assert "in OpenCV, more than 1e-05" in said
+    assert "in OpenCV without Winograd convolutions\n" in said
 
 
 def test_a_net_without_fillers_is_proved_with_weights_that_are_not_zero(tmp_path, capsys):

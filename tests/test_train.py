@@ -240,6 +240,7 @@ def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tmp_path, caps
     said = capsys.readouterr().out
     assert "at iteration 10." in said
     assert ("tiny_iter_20 is torn" in said) == (suffix != ".json" or damage is not None)
+    assert ("bytes; expected" in said) == (damage is cut and suffix != ".json")
 
 
 def test_nan_ends_the_run_naming_the_iteration_and_keeps_the_last_good_snapshot(tmp_path):
@@ -251,6 +252,15 @@ def test_nan_ends_the_run_naming_the_iteration_and_keeps_the_last_good_snapshot(
     assert "The last good snapshot is kept: run/tiny_iter_" in process.stderr
     kept = process.stderr.split("is kept: ")[1].split(" ")[0].rstrip(".")
     assert all(np.isfinite(values).all() for values in weights_of(tmp_path / kept).values())
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, no_pictures):
+    loss = SIGMOID.replace('top: "loss"', 'top: "loss" loss_weight: 1e6')
+    solver = make_run(tmp_path, loss=loss, base_lr="3e38", snapshot=1, test=False)
+    Path(solver).write_text(Path(solver).read_text().replace('"Adam"', '"SGD"'))
+    with pytest.raises(Diverged, match=r"iteration 1: the weights of layer '\w+' are not finite"):
+        train(solver, out=str(tmp_path / "run"))
+    assert [name for name in os.listdir(tmp_path / "run") if name.endswith(".caffemodel")] == ["tiny_iter_0.caffemodel"]
 
 
 def test_nan_in_the_data_is_told_with_its_iteration_by_our_layer_too(tmp_path, no_pictures):
@@ -411,3 +421,29 @@ def test_the_random_seed_is_drawn_once_and_kept(tmp_path, no_pictures):
     assert seeds[0] != seeds[1]
     train(with_iterations(solver, 5), out=str(tmp_path / "a"), resume=True)
     assert json.loads((tmp_path / "a" / "tiny_iter_5.json").read_text())["seed"] == seeds[0]
+
+
+def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    solver = make_run(tmp_path, max_iter=400, test=False, snapshot=0)
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "multilabel_softmax_loss", "train", solver, "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(screen, 4096)
+        except OSError:  # how Linux says that nobody holds the terminal any more
+            break
+        if not part:
+            break
+        shown += part
+    os.close(screen)
+    assert process.wait() == 0
+    assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+it/s, loss=[\d.]+, lr=0\.02\]", shown)
