@@ -333,6 +333,10 @@ def draw_bars(axes: Any, report: Dict[str, Any], truth: np.ndarray) -> None:
     mean = metrics.mean_of_defined(ap)
     axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mAP {mean:.3f}")
     if len(order) <= 60:
+        for place, value in zip(places, ap[order]):
+            inside = value > 0.15
+            axes.text(value, place, f" {value:.3f} ", color="white" if inside else "black", va="center", fontsize=8,
+                      ha="right" if inside else "left")  # fmt: skip
         axes.set_yticks(places)
         axes.set_yticklabels([report["per_class"][defined[k]]["class"] for k in order], fontsize=8)
     else:

@@ -40,7 +40,7 @@ def add_loss(n, loss):
         raise ValueError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}.")
 
 
-def digits_net(source, batch_size, loss="softmax", probs=False):
+def digits_net(source, batch_size, loss="softmax"):
     """The net as a NetParameter.
 
     Parameters
@@ -51,8 +51,6 @@ def digits_net(source, batch_size, loss="softmax", probs=False):
     batch_size : int
     loss : str
         "softmax" (this package's layer) and "sigmoid" read `label`; "single" (Caffe's SoftmaxWithLoss) reads `single`.
-    probs : bool
-        Add the blob `probs` (N, 10): the softmax of the scores, or their sigmoid where that is the loss. For testing.
     """
     n = NetSpec()
     n.data, labels = L.HDF5Data(source=source, batch_size=batch_size, ntop=2)
@@ -67,6 +65,4 @@ def digits_net(source, batch_size, loss="softmax", probs=False):
     n.peaks = L.Pooling(n.maps, pool=P.Pooling.MAX, global_pooling=True)
     n.scores = L.Flatten(n.peaks)
     add_loss(n, loss)
-    if probs:
-        n.probs = L.Sigmoid(n.scores) if loss == "sigmoid" else L.Softmax(n.scores)
     return n.to_proto()
