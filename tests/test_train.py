@@ -120,13 +120,13 @@ def test_without_chance_the_weights_are_those_of_caffes_own_loop(tmp_path, no_pi
 
 
 KILL_LOOP = """
-import os, random, signal, sys, time
+import glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
 from multilabel_softmax_loss.native import UsageError
 from multilabel_softmax_loss.train import train
 
-solver, out, kills, duration = sys.argv[1], sys.argv[2], int(sys.argv[3]), None
+solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def begin():
     child = os.fork()
@@ -143,19 +143,24 @@ def begin():
             os._exit(status)
     return child
 
+def newest():
+    manifests = glob.glob(os.path.join(out, "tiny_iter_*.json"))
+    return max([int(re.search("iter_([0-9]+)", name).group(1)) for name in manifests], default=-1)
+
 draw = random.Random(int(sys.argv[4]))
+started, child = time.monotonic(), begin()
+while newest() < 14:
+    time.sleep(0.001)
+pace = time.monotonic() - started                    # however fast or busy this machine is
 killed = []
-while len(killed) < kills:
-    child, delay = begin(), draw.uniform(0.05, 0.9)
-    time.sleep(delay)
+while True:
     os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        names = os.listdir(out) if os.path.isdir(out) else []
-        killed.append(max([int(name[10:-5]) for name in names if "_iter_" in name and name.endswith(".json")
-                           and not name.startswith(".")], default=-1))
-    elif os.path.exists(os.path.join(out, "tiny_iter_600.json")):
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run was over before it was killed often enough"
+    killed.append(newest())
+    if len(killed) == kills:
         break
+    child = begin()
+    time.sleep(draw.uniform(0.1, 2.0) * pace)
 status = os.waitpid(begin(), 0)[1]
 print(*killed)
 sys.exit(os.WEXITSTATUS(status))
@@ -163,7 +168,7 @@ sys.exit(os.WEXITSTATUS(status))
 
 
 def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path):
-    solver = make_run(tmp_path, snapshot=7, max_iter=600)
+    solver = make_run(tmp_path, snapshot=7, max_iter=125 * KILLS)
     Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
     loop = subprocess.run(
         [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), "0"],
@@ -175,7 +180,7 @@ def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path):
     assert len(newest) == KILLS
     assert len(set(newest)) > KILLS // 3  # the kills fell into different parts of the run
     train(solver, out=str(tmp_path / "whole"))
-    for name in ("tiny_iter_600.caffemodel", "best.caffemodel"):
+    for name in (f"tiny_iter_{125 * KILLS}.caffemodel", "best.caffemodel"):
         assert same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
     assert rows_of(tmp_path / "whole", "seconds") == rows_of(tmp_path / "killed", "seconds")
     assert not [name for name in os.listdir(tmp_path / "killed") if name.startswith(".")]
