@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
+TORCH_PYTHON ?=
 
-.PHONY: help train test kill-test test-all snippets environment clean
+.PHONY: help train test kill-test test-all fuzz bench zoo snippets environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,8 +30,17 @@ test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the ne
 		.venv-$$version/bin/python -m pytest -q; \
 	done
 
-snippets: environment   ## write prototxt/ anew
-	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt/
+fuzz: environment   ## draw 14,000 new cases for the claims that hold for every input
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/test_properties.py
+
+bench: environment  ## time the layers beside native ones; TORCH_PYTHON=... adds PyTorch
+	.venv/bin/python examples/benchmark/benchmark.py $(if $(TORCH_PYTHON),--torch $(TORCH_PYTHON))
+
+zoo: environment    ## the gradient checker on layers with planted defects, beside Caffe's criterion
+	.venv/bin/python examples/gradient_check/zoo.py
+
+snippets: environment  ## write the files of prototxt/ anew
+	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt
 
 environment:
 	@$(BOOTSTRAP)

@@ -8,16 +8,29 @@ from .softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [
+    "GradientReport",
     "MultilabelSigmoidLossLayer",
     "MultilabelSoftmaxLossLayer",
     "SigmoidOptions",
     "SoftmaxOptions",
+    "assert_gradient",
+    "check_function",
+    "check_layer",
+    "check_net",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
 ]
 
 # Loaded on demand, so that importing the package never needs Caffe.
-ON_DEMAND = {"MultilabelSigmoidLossLayer": "layers", "MultilabelSoftmaxLossLayer": "layers"}
+ON_DEMAND = {
+    "GradientReport": "gradient_check",
+    "MultilabelSigmoidLossLayer": "layers",
+    "MultilabelSoftmaxLossLayer": "layers",
+    "assert_gradient": "gradient_check",
+    "check_function": "gradient_check",
+    "check_layer": "gradient_check_layer",
+    "check_net": "gradient_check_net",
+}
 
 
 def __getattr__(name: str) -> Any:

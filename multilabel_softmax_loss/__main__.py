@@ -1,38 +1,50 @@
-"""The command line: `python -m multilabel_softmax_loss COMMAND`; each command is a module."""
+"""The command line: `python -m multilabel_softmax_loss COMMAND`.
 
-from __future__ import annotations
+A command is a module with `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0 says yes, 1
+says no, 2 is bad usage or input, 3 is "cannot tell". It raises ValueError, OSError or ImportError with one clear
+sentence where its input is at fault. Only the module of the command given is imported.
+"""
 
 import argparse
+import importlib
 import sys
-from importlib import import_module
-from typing import Optional, Sequence
+from typing import List, Optional
 
-# Command: its module, with add_arguments(parser) and run(arguments) -> exit status, and what it does.
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
-    "evaluate": ("evaluate", "multi-label metrics of a net over a whole data set"),
-    "predict": ("predict", "the labels of images"),
+    "evaluate": ("evaluate", "compute multi-label metrics of a net over a whole data set"),
+    "predict": ("predict", "find the labels of images"),
     "deploy": ("deploy", "write the deploy prototxt of a training net, and prove it"),
+    "check-gradient": ("gradient_check_net", "check the gradients of a net's Python layers by finite differences"),
 }
 
-STATUS = "Exit status: 0 yes, 1 no (a run or a proof failed), 2 bad usage or input, 3 cannot tell."
 
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command that `argv` names; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    formatter = argparse.RawDescriptionHelpFormatter
-    program = "python -m multilabel_softmax_loss"
-    parser = argparse.ArgumentParser(
-        prog=program, description="Caffe nets whose images carry several labels.", epilog=STATUS
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, formatter_class=formatter)
-        if name in argv[:1]:  # the others stay unloaded: they may need what is not installed
-            import_module(f"{__package__}.{module}").add_arguments(command)
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse, run, and return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    summary = "Caffe nets whose images carry several labels: losses, and tools around them."
+    parser = argparse.ArgumentParser(prog="python -m multilabel_softmax_loss", description=summary)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run = None
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in argv[:1]:
+            module = importlib.import_module(f"{__package__}.{module_name}")
+            command.description = summary[0].upper() + summary[1:] + "."
+            module.add_arguments(command)
+            run = module.run
     arguments = parser.parse_args(argv)
-    return import_module(f"{__package__}.{COMMANDS[arguments.command][0]}").run(arguments)
+    if run is None:
+        parser.print_usage(sys.stderr)
+        print(f"expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
+        return 2
+    try:
+        return run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

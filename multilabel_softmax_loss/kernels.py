@@ -25,7 +25,9 @@ from .targets import affine_targets, sigmoid_terms
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.
 FAST = {"reassoc", "nsz", "contract"}
-inlined = njit(error_model="numpy", fastmath={"contract"})  # no reassoc: it would undo the rounding in exp
+inlined = njit(
+    forceinline=True, error_model="numpy", fastmath={"contract"}
+)  # no reassoc: it would undo the rounding in exp
 
 
 def compiled(function: Any) -> Any:
@@ -223,6 +225,57 @@ def dense_rows(
     return True
 
 
+# Rows of a tile. Each helper is one loop over few arrays: LLVM must be able to check that they do not overlap.
+
+
+@inlined
+def read_row(labels, ignoring, ignore_label, row, there):
+    """The labels as doubles, 0 where unknown, and 1 or 0 for known or not."""
+    for j in range(len(labels)):
+        y = labels[j]
+        known = 0.0 if ignoring and y == ignore_label else 1.0
+        there[j] = known
+        row[j] = y if known == 1.0 else 0.0
+
+
+@inlined
+def add_exps(scores, there, exps, exp_sum):
+    for j in range(len(scores)):
+        e = there[j] * exp_score(scores[j])
+        exps[j] = e
+        exp_sum[j] += e
+
+
+@inlined
+def find_highest(scores, highest):
+    for j in range(len(scores)):
+        highest[j] = highest_of(highest[j], scores[j])
+
+
+@inlined
+def add(factor, row, total):
+    for j in range(len(row)):
+        total[j] += factor * row[j]
+
+
+@inlined
+def add_products(factor, row, scores, total):
+    for j in range(len(scores)):
+        total[j] += factor * row[j] * scores[j]
+
+
+@inlined
+def count_bad(row, highest, bad):
+    for j in range(len(bad)):
+        bad[j] += 0.0 if row[j] >= 0 and row[j] <= highest else 1.0
+
+
+@inlined
+def count_positive(row, positives):
+    for j in range(len(row)):
+        positives[j] += 1.0 if row[j] != 0 else 0.0
+
+
 @compiled
 def dense_columns(
     scores, labels, sample_weight, class_weight, ignoring, ignore_label, parts, smoothing, uniform,
@@ -234,44 +287,46 @@ def dense_columns(
     """
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
-    exps = np.empty((classes, width))
-    sums = np.empty((8, width))
-    share, scale, background = np.empty((3, width))
-    exp_sum, total, dot, positives, known, weighted_total, weighted_known, score_dot = sums
-    signs, highest = np.empty((2, width), np.int32)
     plain = is_plain(ignoring, class_weight, parts, smoothing, uniform)
+    exps = np.empty((classes, width))
+    row, there, exp_sum, total, bad = (
+        np.empty(width),
+        np.empty(width),
+        np.empty(width),
+        np.empty(width),
+        np.empty(width),
+    )
+    dot, score_dot, positives, known = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
+    weighted_total, weighted_known = np.empty(width), np.empty(width)
+    share, scale, background = np.empty(width), np.empty(width), np.empty(width)
+    highest = np.empty(width, np.int32)
     for tile in range(start, stop):
         n = tile // tiles
         first = (tile % tiles) * width
         count = min(width, places - first)
-        sums[:] = 0.0
-        signs[:] = 0
+        for sums in (exp_sum, total, bad, dot, score_dot, positives, known, weighted_total, weighted_known):
+            sums[:] = 0
         highest[:] = 0
         for k in range(classes):
             w = class_weight[k] if len(class_weight) else 1.0
-            for j in range(count):
-                s = scores[n, k, first + j]
-                y = labels[n, k, first + j]
-                there = 0.0 if ignoring and y == ignore_label else 1.0
-                y = y if there == 1.0 else np.float32(0)
-                e = there * exp_score(s)
-                exps[k, j] = e
-                exp_sum[j] += e
-                highest[j] = highest_of(highest[j], s)
-                signs[j] = signs_of(signs[j], y)
-                total[j] += y
-                dot[j] += w * y * np.float64(s)
-                if not plain:
-                    known[j] += there
-                    positives[j] += 1.0 if y != 0 else 0.0
-                    weighted_total[j] += w * y
-                    weighted_known[j] += w * there
-                    score_dot[j] += w * there * s
+            s = scores[n, k, first : first + count]
+            read_row(labels[n, k, first : first + count], ignoring, ignore_label, row, there)
+            add_exps(s, there, exps[k], exp_sum)
+            find_highest(s, highest)
+            count_bad(row[:count], np.inf, bad)
+            add(1.0, row[:count], total)
+            add_products(w, row, s, dot)
+            if not plain:
+                add(1.0, there[:count], known)
+                add(w, row[:count], weighted_total)
+                add(w, there[:count], weighted_known)
+                add_products(w, there, s, score_dot)
+                count_positive(row[:count], positives)
         if plain:
             known[:] = classes
             weighted_total[:] = total
         for j in range(count):
-            if signs[j] < 0 or not total[j] < np.inf:
+            if bad[j] > 0 or not total[j] < np.inf:
                 return False
             place = n * places + first + j
             losses[place], weights[place], share[j], scale[j], background[j] = position(
@@ -283,8 +338,8 @@ def dense_columns(
                 w = class_weight[k] if len(class_weight) else 1.0
                 for j in range(count):
                     y = labels[n, k, first + j]
-                    there = 0.0 if ignoring and y == ignore_label else 1.0
-                    gradient[n, k, first + j] = share[j] * exps[k, j] - there * w * (scale[j] * y + background[j])
+                    known_here = 0.0 if ignoring and y == ignore_label else 1.0
+                    gradient[n, k, first + j] = share[j] * exps[k, j] - known_here * w * (scale[j] * y + background[j])
             if len(probs):
                 for j in range(count):
                     probs[n, k, first + j] = exps[k, j] / exp_sum[j] if exp_sum[j] > 0 else 0.0
@@ -373,7 +428,7 @@ def index_columns(
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
     exps = np.empty((classes, width))
-    exp_sum, score_dot = np.empty((2, width))
+    there, exp_sum, score_dot = np.ones(width), np.empty(width), np.empty(width)
     highest = np.empty(width, np.int32)
     listed = np.empty(indices.shape[1], np.int64)
     weighted = len(class_weight) > 0
@@ -387,13 +442,11 @@ def index_columns(
         highest[:] = 0
         for k in range(classes):
             w = class_weight[k] if weighted else 1.0
-            for j in range(count):
-                s = scores[n, k, first + j]
-                e = exp_score(s)
-                exps[k, j] = e
-                exp_sum[j] += e
-                highest[j] = highest_of(highest[j], s)
-                score_dot[j] += w * s
+            s = scores[n, k, first : first + count]
+            add_exps(s, there, exps[k], exp_sum)
+            find_highest(s, highest)
+            if smoothing != 0 or uniform:
+                add_products(w, there, s, score_dot)
         for j in range(count):
             found = distinct(indices[n, :, first + j], padding, classes, listed)
             if found < 0:
@@ -452,15 +505,20 @@ def power(cost, gamma):
 
 
 @inlined
-def sigmoid_entry(score, positive, negative, gamma):
-    """L and dL/ds of one entry whose terms -q^g log p and -p^g log q have these weights."""
+def plain_entry(score, positive, negative):
+    """L and dL/ds of one entry whose terms -log p and -log q have these weights."""
     p_cost, q_cost, p, q = log_sigmoids(score)
-    if gamma == 0:
-        return positive * p_cost + negative * q_cost, negative * p - positive * q, p
+    return positive * p_cost + negative * q_cost, negative * p - positive * q
+
+
+@inlined
+def focal_entry(score, positive, negative, gamma):
+    """The same for the terms -q^g log p and -p^g log q."""
+    p_cost, q_cost, p, q = log_sigmoids(score)
     q_power, p_power = power(q_cost, gamma), power(p_cost, gamma)
     loss = positive * (q_power * p_cost) + negative * (p_power * q_cost)
     slope = negative * (p_power * (p + gamma * q * q_cost)) - positive * (q_power * (q + gamma * p * p_cost))
-    return loss, slope, p
+    return loss, slope
 
 
 @inlined
@@ -481,24 +539,22 @@ def sigmoid_rows(
     number of known classes (N), float64; gradient u dL/ds and probs (N, C) or (0, C), float32.
     """
     classes = scores.shape[1]
-    positive, negative = np.empty((2, classes))
+    positive, negative, slopes = np.empty(classes), np.empty(classes), np.empty(classes)
     listed = np.empty(labels.shape[1], np.int64)
     for n in range(start, stop):
-        known = classes
+        known = float(classes)
         if dense:
             bad = 0
-            known = 0
+            known = 0.0
             for k in range(classes):
-                y = labels[n, k]
-                there = not (ignoring and y == ignore_label)
-                y = y if there else labels.dtype.type(0)
-                known += there
+                y = np.float64(labels[n, k])
+                there = 0.0 if ignoring and y == ignore_label else 1.0
+                y = y if there == 1.0 else 0.0
                 positive[k], negative[k], is_bad = term_weights(
-                    y, positive_weight[k], negative_weight[k], scale, background
+                    y, there * positive_weight[k], there * negative_weight[k], scale, background
                 )
                 bad |= is_bad
-                if ignoring and not there:
-                    positive[k] = negative[k] = 0.0
+                known += there
             if bad:
                 return False
         else:
@@ -521,15 +577,17 @@ def sigmoid_rows(
         if len(probs):
             for k in range(classes):
                 probs[n, k] = log_sigmoids(scores[n, k])[2]
-        if len(gradient):
+        if gamma == 0:
             for k in range(classes):
-                cost, slope, _ = sigmoid_entry(scores[n, k], positive[k], negative[k], gamma)
+                cost, slopes[k] = plain_entry(scores[n, k], positive[k], negative[k])
                 loss += cost
-                gradient[n, k] = weight * slope
         else:
             for k in range(classes):
-                cost, slope, _ = sigmoid_entry(scores[n, k], positive[k], negative[k], gamma)
+                cost, slopes[k] = focal_entry(scores[n, k], positive[k], negative[k], gamma)
                 loss += cost
+        if len(gradient):
+            for k in range(classes):
+                gradient[n, k] = weight * slopes[k]
         losses[n] = weight * loss if loss < np.inf else np.nan
     return True
 
@@ -542,31 +600,31 @@ def sigmoid_columns(
     """The same for scores (N, C, S) and labels (N, C, S) or (N, K, S); tiles start to stop as in dense_columns."""
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
-    positive, negative = np.empty((2, classes, width))
-    loss, weight = np.empty((2, width))
-    known, bad = np.empty((2, width), np.int64)
+    positive, negative = np.empty((classes, width)), np.empty((classes, width))
+    loss, weight, slopes = np.empty(width), np.empty(width), np.empty(width)
+    row, there, known, bad = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
     listed = np.empty(labels.shape[1], np.int64)
     for tile in range(start, stop):
         n = tile // tiles
         first = (tile % tiles) * width
         count = min(width, places - first)
         loss[:] = 0
-        known[:] = 0 if dense else classes
+        known[:] = 0
         bad[:] = 0
         for k in range(classes):
+            if dense:
+                read_row(labels[n, k, first : first + count], ignoring, ignore_label, row, there)
+            else:
+                row[:] = 0
+                there[:] = 1
+            count_bad(row[:count], 1.0, bad)
+            add(1.0, there[:count], known)
             for j in range(count):
-                y = labels[n, k, first + j] if dense else labels.dtype.type(0)
-                there = not (dense and ignoring and y == ignore_label)
-                y = y if there else labels.dtype.type(0)
-                known[j] += 1 if dense and there else 0
-                positive[k, j], negative[k, j], is_bad = term_weights(
-                    y, positive_weight[k], negative_weight[k], scale, background
-                )
-                bad[j] |= is_bad
-                if not there:
-                    positive[k, j] = negative[k, j] = 0.0
+                t = scale * row[j] + background
+                positive[k, j] = there[j] * positive_weight[k] * t
+                negative[k, j] = there[j] * negative_weight[k] * (1 - t)
         for j in range(count):
-            if bad[j]:
+            if bad[j] > 0:
                 return False
             if not dense:
                 found = distinct(labels[n, :, first + j], ignore_label, classes, listed)
@@ -574,21 +632,27 @@ def sigmoid_columns(
                     return False
                 for i in range(found):
                     k = listed[i]
-                    positive[k, j], negative[k, j], _ = term_weights(
-                        1.0, positive_weight[k], negative_weight[k], scale, background
-                    )
+                    t = scale + background
+                    positive[k, j], negative[k, j] = positive_weight[k] * t, negative_weight[k] * (1 - t)
             place = n * places + first + j
             weight[j] = sample_weight[place] if len(sample_weight) else 1.0
             weight[j] = weight[j] if known[j] > 0 else 0.0
             counts[place] = weight[j] * known[j]
         for k in range(classes):
-            for j in range(count):
-                cost, slope, p = sigmoid_entry(scores[n, k, first + j], positive[k, j], negative[k, j], gamma)
-                loss[j] += cost
-                if len(gradient):
-                    gradient[n, k, first + j] = weight[j] * slope
-                if len(probs):
-                    probs[n, k, first + j] = p
+            if gamma == 0:
+                for j in range(count):
+                    cost, slopes[j] = plain_entry(scores[n, k, first + j], positive[k, j], negative[k, j])
+                    loss[j] += cost
+            else:
+                for j in range(count):
+                    cost, slopes[j] = focal_entry(scores[n, k, first + j], positive[k, j], negative[k, j], gamma)
+                    loss[j] += cost
+            if len(gradient):
+                for j in range(count):
+                    gradient[n, k, first + j] = weight[j] * slopes[j]
+            if len(probs):
+                for j in range(count):
+                    probs[n, k, first + j] = log_sigmoids(scores[n, k, first + j])[2]
         for j in range(count):
             losses[n * places + first + j] = weight[j] * loss[j] if loss[j] < np.inf else np.nan
     return True
@@ -635,6 +699,15 @@ NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
 
 
+@compiled
+def add_up(losses, counts):
+    total = count = 0.0
+    for k in range(len(losses)):
+        total += losses[k]
+        count += counts[k]
+    return total, count
+
+
 def suits(batch: Batch) -> bool:
     """Whether the batch has the types of Caffe's blobs (lists of indices may be float64), in one piece, not empty."""
     is_list = batch.options.label_format == "indices"
@@ -650,13 +723,13 @@ def suits(batch: Batch) -> bool:
 def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses]:
     """One of two kernels over the whole batch; None where a label is no label."""
     layout = batch.layout
-    losses, counts = np.empty((2, layout.positions))
+    losses, counts = np.empty(layout.positions), np.empty(layout.positions)
     outputs = [batch.scores[:0] if array is None else array for array in (batch.gradient, batch.probs)]
     weight = NO_WEIGHT if batch.weight is None else batch.weight.ravel()
     arguments = (batch.scores, batch.labels, weight, *options, losses, counts, *outputs)
     count = layout.outer if layout.flat else layout.outer * tiling(layout.classes, layout.inner)[1]
     done = TEAM.run(rows if layout.flat else columns, arguments, count, batch.scores.size)
-    return (losses, counts) if done else None
+    return Losses(losses, counts, *add_up(losses, counts)) if done else None
 
 
 def softmax_losses(batch: Batch) -> Optional[Losses]:
@@ -674,7 +747,9 @@ def softmax_losses(batch: Batch) -> Optional[Losses]:
         done = run(batch, dense_rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)
     else:
         done = run(batch, index_rows, index_columns, class_weight, options.padding, *options.affine_arguments)
-    return None if done is None or (options.empty == "error" and not done[1].all()) else done
+    if done is None or (options.empty == "error" and not done.counts.all()):
+        return None
+    return done
 
 
 def sigmoid_losses(batch: Batch) -> Optional[Losses]:

@@ -9,6 +9,7 @@ import caffe
 import numpy as np
 
 from .blobs import InputError, Layout
+from .losses import load_kernels
 from .options import Options, SigmoidOptions, SoftmaxOptions
 from .sigmoid import evaluate_sigmoid
 from .softmax import evaluate_softmax
@@ -43,7 +44,8 @@ class MultilabelLossLayer(caffe.Layer):
             message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
             raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
         self.shapes: Any = None
-        self.has_trained = False
+        # Whether forward keeps the gradient for backward, decided by the first one. Without, backward computes it.
+        self.keep: Optional[bool] = None
 
     def reshape(self, bottom: Any, top: Any) -> None:
         shapes = bottom[0].data.shape, bottom[1].data.shape, bottom[2].data.shape if len(bottom) == 3 else None
@@ -53,6 +55,8 @@ class MultilabelLossLayer(caffe.Layer):
             self.layout = Layout(*shapes, self.options)
         except InputError as error:
             raise self.explain(error) from error
+        if self.shapes is None:
+            load_kernels(type(self).evaluate, self.layout, self.options)
         self.shapes = shapes
         self.gradient: Any = None
         top[0].reshape()  # no axes: a scalar, like Caffe's own losses
@@ -60,13 +64,13 @@ class MultilabelLossLayer(caffe.Layer):
             top[1].reshape(*shapes[0])
 
     def forward(self, bottom: Any, top: Any) -> None:
-        keep = self.phase == caffe.TRAIN and self.loss_weight(top) != 0
-        if keep and self.gradient is None:
+        if self.keep is None:
+            self.keep = self.phase == caffe.TRAIN and self.has_loss_weight(top)
+        if self.keep and self.gradient is None:
             self.gradient = np.empty(self.shapes[0], np.float32)
         self.divisor: Optional[float] = None
-        gradient = self.gradient if keep else None
-        top[0].data[...], divisor = self.run(bottom, gradient, top[1].data if len(top) == 2 else None)
-        self.divisor = divisor if keep else None
+        top[0].data[...], divisor = self.run(bottom, self.gradient, top[1].data if len(top) == 2 else None)
+        self.divisor = divisor if self.keep else None
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
         if len(top) == 2 and top[1].diff.any():
@@ -95,19 +99,18 @@ class MultilabelLossLayer(caffe.Layer):
         except InputError as error:
             raise self.explain(error) from error
 
-    def loss_weight(self, top: Any) -> float:
-        """top[0].diff, which holds loss_weight in forward already; warns once if it is 0 in training."""
-        loss_weight = float(top[0].diff)
-        if loss_weight == 0 and not self.has_trained:
-            warnings.warn(
-                f"{type(self).__name__}: loss_weight is 0 in the TRAIN phase, so Caffe never calls backward and "
-                "nothing learns from this loss.\n    Add loss_weight: 1 to this layer; Caffe gives a Python layer none "
-                "by itself. (If another layer takes top[0], all is well.)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.has_trained = True
-        return loss_weight
+    def has_loss_weight(self, top: Any) -> bool:
+        """Whether top[0].diff, which holds loss_weight in forward already, is not 0; warns if it is."""
+        if float(top[0].diff) != 0:
+            return True
+        warnings.warn(
+            f"{type(self).__name__}: loss_weight is 0 in the TRAIN phase, so Caffe never calls backward and "
+            "nothing learns from this loss.\n    Add loss_weight: 1 to this layer; Caffe gives a Python layer none "
+            "by itself. (If another layer takes top[0], all is well.)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
 
     def explain(self, error: InputError) -> ValueError:
         return ValueError(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")

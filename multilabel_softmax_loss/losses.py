@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
@@ -12,8 +13,18 @@ from .blobs import InputError, Layout, real_array
 from .options import Options
 from .targets import checked_weights
 
-# u L of each position, and what VALID sums for it; float64 arrays of one entry per position.
-Losses = Tuple[np.ndarray, np.ndarray]
+
+class Losses(NamedTuple):
+    """u L of each position of a batch and what VALID counts there, float64 in C order, and the sums of both."""
+
+    each: np.ndarray
+    counts: np.ndarray
+    total: float
+    valid: float
+
+    @classmethod
+    def add_up(cls, each: np.ndarray, counts: np.ndarray) -> Losses:
+        return cls(each, counts, float(each.sum()), float(counts.sum()))
 
 
 class Batch(NamedTuple):
@@ -103,33 +114,41 @@ def mean_loss(
     `compiled` names the loss's function in kernels.py, `by_numpy` does the same for every batch, `divisors` has those
     of FULL and BATCH_SIZE, and `explain` makes the error for a loss that is not finite.
     """
-    losses, counts = compiled_losses(batch, compiled, by_numpy) or by_numpy(batch)
+    losses = compiled_losses(batch, compiled, by_numpy) or by_numpy(batch)
     normalization = batch.options.normalization
-    divisor = float(counts.sum()) if normalization == "VALID" else 1.0
-    divisor = divisors.get(normalization, divisor)
-    loss = float(losses.sum()) / divisor if divisor else 0.0
-    if batch.options.nonfinite == "error" and not np.isfinite(loss):
+    divisor = losses.valid if normalization == "VALID" else divisors.get(normalization, 1.0)
+    loss = losses.total / divisor if divisor else 0.0
+    if batch.options.nonfinite == "error" and not math.isfinite(loss):
         raise explain(batch)
     return loss, divisor
 
 
 def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Losses]) -> Optional[Losses]:
-    """What `by_numpy` returns, by the kernels; None where they do not apply, or met much that is odd."""
+    """What `by_numpy` returns, by the kernels but for odd positions; None where they do not apply, or most are odd."""
     module = kernels()
     done = None if module is None else getattr(module, compiled)(batch)
     if done is None:
         return None
-    losses, counts = done
-    if np.isnan(losses.sum()):
-        odd = np.flatnonzero(np.isnan(losses))
-        if 2 * len(odd) > len(losses):
-            return None
-        part, where = batch.pick(odd)
-        losses[odd] = by_numpy(part)[0].ravel()
-        for array, picked in ((batch.gradient, part.gradient), (batch.probs, part.probs)):
-            if array is not None:
-                array[where] = picked
-    return losses, counts
+    if not math.isnan(done.total):
+        return done
+    odd = np.flatnonzero(np.isnan(done.each))
+    if 2 * len(odd) > len(done.each):
+        return None
+    part, where = batch.pick(odd)
+    done.each[odd] = by_numpy(part).each.ravel()
+    for array, picked in ((batch.gradient, part.gradient), (batch.probs, part.probs)):
+        if array is not None:
+            array[where] = picked
+    return done._replace(total=float(done.each.sum()))
+
+
+def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
+    """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
+    rest = () if layout.flat else (2,)
+    scores = np.zeros((1, layout.classes, *rest), np.float32)
+    labels = np.full((1, layout.label_width, *rest), options.label_format == "dense", np.float32)
+    options = options.on_axis(1)
+    evaluate(scores, labels, None, Layout(scores.shape, labels.shape, None, options), options, np.empty_like(scores))
 
 
 @lru_cache(maxsize=None)

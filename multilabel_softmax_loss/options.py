@@ -220,6 +220,8 @@ def shorten(value: Any, width: int = 60) -> str:
 class SoftmaxOptions(Options):
     """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer."""
 
+    affine_arguments: ClassVar[Tuple[int, float, bool]]  # the last arguments of targets.affine_targets, made here
+
     label_normalization: str = option(
         "l1",
         choice("l1", "count", "none"),
@@ -246,11 +248,10 @@ class SoftmaxOptions(Options):
     def counts_labels(self) -> bool:
         return self.label_normalization == "count"
 
-    @property
-    def affine_arguments(self) -> Tuple[int, float, bool]:
-        """The last arguments of targets.affine_targets."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         parts = ("l1", "count", "none").index(self.label_normalization)
-        return parts, self.label_smoothing, self.empty == "uniform"
+        self.__dict__["affine_arguments"] = parts, self.label_smoothing, self.empty == "uniform"
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,11 +89,11 @@ def evaluate_sigmoid(
 
 
 def sigmoid_losses(batch: Batch) -> Losses:
-    """u L summed over the classes of each position, and u times the number of known classes."""
+    """u L of each position, summed over its classes; VALID counts u times the number of known ones."""
     labels = read_labels(batch.labels, batch.layout, batch.options)
     recipe = sigmoid_recipe(labels, batch.weight, batch.layout, batch.options)
     losses = by_blocks(lambda where: sigmoid_block(batch, labels, recipe, where), recipe.weight, batch.layout)
-    return losses, recipe.weight * labels.statistics.known
+    return Losses.add_up(losses, recipe.weight * labels.statistics.known)
 
 
 def sigmoid_block(batch: Batch, labels: Labels, recipe: SigmoidRecipe, where: tuple) -> np.ndarray:
@@ -151,5 +151,5 @@ def explain_sigmoid(batch: Batch) -> InputError:
         below, above = batch.scores[where] < np.inf, batch.scores[where] > -np.inf  # both are false for NaN
         return (~above & (positive > 0)) | (~below & (negative > 0))
 
-    losses, _ = sigmoid_losses(batch._replace(gradient=None, probs=None))
-    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0, inf only where it is 1")
+    losses = sigmoid_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses.each, bad_scores, "-inf only where the target is 0, inf only where it is 1")

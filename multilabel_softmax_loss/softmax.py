@@ -85,12 +85,11 @@ def evaluate_softmax(
 
 
 def softmax_losses(batch: Batch) -> Losses:
-    """u L and u of each position."""
+    """u L of each position; VALID counts u."""
     labels = read_labels(batch.labels, batch.layout, batch.options)
     recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
-    return by_blocks(
-        lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout
-    ), recipe.weight
+    losses = by_blocks(lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout)
+    return Losses.add_up(losses, recipe.weight)
 
 
 def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) -> np.ndarray:
@@ -163,5 +162,5 @@ def explain_softmax(batch: Batch) -> InputError:
         bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
         return bad if unknown is None else bad & ~unknown
 
-    losses, _ = softmax_losses(batch._replace(gradient=None, probs=None))
-    return nonfinite_loss(batch, losses, bad_scores, "-inf only where the target is 0")
+    losses = softmax_losses(batch._replace(gradient=None, probs=None))
+    return nonfinite_loss(batch, losses.each, bad_scores, "-inf only where the target is 0")

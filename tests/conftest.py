@@ -4,14 +4,32 @@ import sys
 import tracemalloc
 
 import pytest
+from hypothesis import settings
 
-os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no log
+# Before Caffe and matplotlib are imported: no log, one thread for the same sums everywhere, and no window.
+for name, value in (("GLOG_minloglevel", "2"), ("OMP_NUM_THREADS", "1"), ("MPLBACKEND", "Agg")):
+    os.environ.setdefault(name, value)
+
+# Drawn cases are the same on every run, but for `make fuzz`, which draws new ones.
+settings.register_profile("test", max_examples=40, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 # Real Caffe has wheels for these interpreters and processors (setup.py). There a missing Caffe fails the tests;
 # elsewhere the tests of nets cannot be, and everything else is tested.
 HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
-NEEDS_CAFFE = ["caffe_nets.py", "test_in_caffe.py", "test_examples.py", "test_snippets.py"]
-NEEDS_CAFFE += ["test_train.py", "test_evaluate.py", "test_predict.py", "test_deploy.py"]
+NEEDS_CAFFE = [
+    "caffe_nets.py",
+    "layer_zoo.py",
+    "test_deploy.py",
+    "test_evaluate.py",
+    "test_examples.py",
+    "test_gradient_check_layer.py",
+    "test_in_caffe.py",
+    "test_predict.py",
+    "test_snippets.py",
+    "test_train.py",
+]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE
 
@@ -35,3 +53,14 @@ def peak_bytes():
             tracemalloc.stop()
 
     return measure
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def backend(request, monkeypatch):
+    """The test runs once by the NumPy path and once by the kernels."""
+    from multilabel_softmax_loss import losses
+
+    monkeypatch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", request.param)
+    losses.kernels.cache_clear()
+    yield request.param
+    losses.kernels.cache_clear()

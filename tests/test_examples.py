@@ -3,25 +3,37 @@
 import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import caffe
 import cv2
 import h5py
 import numpy as np
 import pytest
+from caffe.proto import caffe_pb2
+from google.protobuf import text_format
 from sklearn.metrics import average_precision_score
-
-from multilabel_softmax_loss.evaluate import net_outputs
-from multilabel_softmax_loss.predict import predict
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DIGITS = EXAMPLES / "digits"
-LOSSES = ["softmax", "sigmoid", "single"]
-METRICS = {"mAP", "LRAP", "precision@1", "macro F1", "micro F1"}
+LOSSES = ["softmax", "sigmoid", "focal", "caffe-sigmoid", "caffe-single"]
+METRICS = ["mAP", "LRAP", "precision@1", "macro F1", "micro F1"]
+BALANCED = ["softmax", "softmax class_weight", "softmax labels", "sigmoid", "sigmoid class_weight"]
+BALANCED += ["sigmoid pos_weight", "focal"]
+# A process of its own, since the number of threads is fixed when Caffe is imported.
+FEW_CANVASES = """
+import ast, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import solve
+solve.data.SPLITS = ast.literal_eval(sys.argv[2])
+"""
+SMALL_SPLITS = {"train": ("train", 800), "tune": ("train", 200), "test": ("test", 200)}
 
 
 def solve(example, *arguments):
@@ -45,18 +57,6 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def comparison(run):
-    """The digits example with all its losses, on the same canvases."""
-    return run(DIGITS, "--compare", "--seeds", 5)
-
-
-@pytest.fixture(scope="session")
-def digits_runs(comparison):
-    """Folders of the results of the digits example, by loss."""
-    return {loss: comparison.output / "seed5" / loss for loss in LOSSES}
-
-
-@pytest.fixture(scope="session")
 def digits():
     """The example's solve.py as a module; its `data` is the module data.py."""
     sys.path.insert(0, str(DIGITS))
@@ -67,6 +67,27 @@ def digits():
     for name in ("solve", "net", "data", "figures"):
         sys.modules.pop(name)  # other examples have files of these names
     return module
+
+
+@pytest.fixture(scope="session")
+def compare(tmp_path_factory):
+    """A function that runs the digits example's comparison on few canvases, once: its folders, and what it printed."""
+
+    @functools.lru_cache(maxsize=None)
+    def compare_once(imbalanced):
+        output = tmp_path_factory.mktemp("digits")
+        code = FEW_CANVASES + f"solve.compare([5], 20, Path({str(output)!r}), {imbalanced})"
+        command = [sys.executable, "-c", code, str(DIGITS), str(SMALL_SPLITS)]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return SimpleNamespace(folder=output / ("seed5-imbalanced" if imbalanced else "seed5"), stdout=printed)
+
+    return compare_once
+
+
+@pytest.fixture(scope="session")
+def digits_runs(compare):
+    """Folders of the results of the digits example, by loss."""
+    return {loss: compare(False).folder / loss for loss in LOSSES}
 
 
 def read(path):
@@ -88,7 +109,7 @@ def test_example_has_the_usual_files_and_trains(example, run):
 def test_report_holds_every_metric(digits_runs, loss):
     report = read(digits_runs[loss] / "metrics.json")
     assert (report["loss"], report["seed"], report["iterations"]) == (loss, 5, 20)
-    assert set(report["metrics"]) == METRICS
+    assert set(report["metrics"]) == {*METRICS, "rare AP", "other AP"}
     assert all(0 < value < 1 for value in report["metrics"].values())
 
 
@@ -101,48 +122,93 @@ def test_twenty_steps_lower_the_loss(digits_runs, loss):
 
 def test_saved_model_is_the_trained_one(digits_runs):
     folder = digits_runs["softmax"]
-    _, probs, _, _ = net_outputs(str(folder / "test.prototxt"), str(folder / "digits.caffemodel"))
+    net = caffe.Net(str(folder / "test.prototxt"), str(folder / "digits.caffemodel"), caffe.TEST)
     labels = read_canvases(folder, "test")["label"]
+    probs = []
+    for _ in range(0, len(labels), net.blobs["probs"].data.shape[0]):
+        net.forward()
+        probs.append(net.blobs["probs"].data.copy())
     report = read(folder / "metrics.json")
-    assert average_precision_score(labels, probs) == pytest.approx(report["metrics"]["mAP"], rel=1e-9)
+    assert average_precision_score(labels, np.concatenate(probs)) == report["metrics"]["mAP"]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_deployed_net_finds_on_image_files_what_it_finds_on_canvases(digits_runs, loss):
-    """Eight bits per pixel change the probabilities a little."""
-    folder = digits_runs[loss]
-    images = [str(folder / "canvases" / f"{k}.png") for k in range(6)]
-    canvases = [cv2.imread(image, cv2.IMREAD_GRAYSCALE) / 255 for image in images]
-    _, probs, _, _ = net_outputs(str(folder / "test.prototxt"), str(folder / "digits.caffemodel"))
-    if loss == "single":  # its test nets end in the softmax loss
-        assert "Softmax" in (folder / "test.prototxt").read_text()
-    stored = read_canvases(folder, "test")["data"][:, 0]
-    for answer, canvas in zip(
-        predict(str(folder / "deploy.prototxt"), str(folder / "digits.caffemodel"), images, top_k=10), canvases
-    ):
-        row = int(np.argmin(np.abs(stored - canvas).sum(axis=(1, 2))))
-        found = {int(label["class"]): label["score"] for label in answer["labels"]}
-        assert [found[k] for k in range(10)] == pytest.approx(list(probs[row]), abs=0.01)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["curves.png", "predictions.png"])
-def test_pictures_show_something(digits_runs, loss, name):
-    picture = cv2.imread(str(digits_runs[loss] / name))
+def test_pictures_show_something(run, name):
+    assert_shows_something(run(DIGITS).output / "seed5" / "softmax" / name)
+
+
+def test_pictures_of_a_sigmoid_show_something(digits, digits_runs, tmp_path):
+    canvases, history = (
+        read_canvases(digits_runs["focal"], "test"),
+        read(digits_runs["focal"] / "metrics.json")["history"],
+    )
+    digits.figures.draw_curves(tmp_path / "curves.png", history, "focal", canvases["label"])
+    probs = np.linspace(0, 1, canvases["label"].size).reshape(canvases["label"].shape)
+    arrays = canvases["data"][:, 0], canvases["label"], probs
+    digits.figures.draw_predictions(tmp_path / "predictions.png", *arrays, 0.5, "focal")
+    for path in tmp_path.iterdir():
+        assert_shows_something(path)
+
+
+def assert_shows_something(path):
+    picture = cv2.imread(str(path))
     assert min(picture.shape[:2]) > 300
     assert picture.std() > 10
 
 
-def test_second_run_gives_the_same_numbers(run, digits_runs):
-    alone = run(DIGITS).output / "seed5" / "softmax"
-    assert read(alone / "metrics.json") == read(digits_runs["softmax"] / "metrics.json")
+def test_second_run_gives_the_same_numbers(digits_runs, tmp_path):
+    code = FEW_CANVASES + "solve.run('softmax', None, 5, 20, solve.data.write_splits(Path(sys.argv[3]), 5))"
+    subprocess.run([sys.executable, "-c", code, str(DIGITS), str(SMALL_SPLITS), str(tmp_path)], check=True)
+    assert read(tmp_path / "softmax" / "metrics.json") == read(digits_runs["softmax"] / "metrics.json")
 
 
-def test_comparison_prints_what_each_loss_reached(comparison, digits_runs):
+def test_sigmoid_loss_trains_as_caffes_does(digits_runs):
+    ours, caffes = (read(digits_runs[loss] / "metrics.json")["history"] for loss in ("sigmoid", "caffe-sigmoid"))
+    np.testing.assert_allclose(ours["train_loss"], caffes["train_loss"], rtol=1e-4)
+
+
+def test_comparison_prints_what_each_loss_reached(compare, digits_runs):
     for loss in LOSSES:
-        values = read(digits_runs[loss] / "metrics.json")["metrics"].values()
-        cells = " | ".join(f"{value:.3f} ± 0.000" for value in values)
-        assert f"| {loss} | {cells} |" in comparison.stdout.splitlines()
+        metrics = read(digits_runs[loss] / "metrics.json")["metrics"]
+        cells = " | ".join(f"{metrics[name]:.3f} ± 0.000" for name in METRICS)
+        assert f"| {loss} | {cells} |" in compare(False).stdout.splitlines()
+
+
+def test_imbalanced_comparison_prints_what_each_way_reached(compare):
+    for name in BALANCED:
+        metrics = read(compare(True).folder / name.replace(" ", "-") / "metrics.json")["metrics"]
+        cells = " | ".join(f"{metrics[metric]:.3f} ± 0.000" for metric in ("mAP", "rare AP", "other AP"))
+        loss, _, balance = name.partition(" ")
+        assert f"| {loss} | {balance} | {cells} |" in compare(True).stdout.splitlines()
+    mean = (3 * metrics["rare AP"] + 7 * metrics["other AP"]) / 10
+    assert mean == pytest.approx(metrics["mAP"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", BALANCED)
+def test_class_weights_reach_the_loss(compare, name):
+    folder = compare(True).folder / name.replace(" ", "-")
+    canvases = read_canvases(folder, "train")
+    counts = canvases["label"].sum(axis=0)
+    weights = counts.max() / counts
+    assert weights[[2, 5, 8]].min() > 8  # of 20 on average
+    assert weights[[0, 1, 3, 4, 6, 7, 9]].max() < 1.5
+    np.testing.assert_allclose(canvases["weighted"], canvases["label"] * weights, rtol=1e-6)
+
+    parameters = text_format.Parse((folder / "train.prototxt").read_text(), caffe_pb2.NetParameter())
+    options = json.loads(parameters.layer[-1].python_param.param_str)
+    balance = name.partition(" ")[2]
+    assert parameters.layer[0].top[1] == ("weighted" if balance == "labels" else "label")
+    assert {"class_weight", "pos_weight"} & set(options) == {balance} - {"", "labels"}
+    if balance in options:
+        np.testing.assert_allclose(options[balance], weights, rtol=1e-6)
+
+
+def test_only_training_is_imbalanced(compare, digits_runs):
+    imbalanced = compare(True).folder / "softmax"
+    for split in ("tune", "test"):
+        plain, other = (read_canvases(folder, split) for folder in (digits_runs["softmax"], imbalanced))
+        for name in ("data", "label"):
+            np.testing.assert_array_equal(plain[name], other[name])
 
 
 def test_no_digit_is_in_both_splits(digits):
@@ -177,6 +243,8 @@ def test_canvas_shows_each_digit_it_names(digits, monkeypatch):
     "arguments, message",
     [
         pytest.param(["--loss", "hinge"], "invalid choice: 'hinge'", id="unknown loss"),
+        pytest.param(["--balance", "pos_weight"], "expected one of class_weight, labels with", id="not for softmax"),
+        pytest.param(["--loss", "focal", "--balance", "labels"], "expected none with --loss focal", id="not for focal"),
         pytest.param(["--iterations", "0"], "'0' is not a whole number from 1 up", id="no iterations"),
         pytest.param(["--output", __file__], "cannot write into", id="output is a file"),
         pytest.param(["--output", "with space"], "white space", id="path that Caffe would cut"),
@@ -187,6 +255,25 @@ def test_bad_input_is_one_line_and_status_2(digits, monkeypatch, capsys, argumen
     with pytest.raises(SystemExit, match="2"):
         digits.main()
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def solver_with_loss(value):
+    blobs = {"loss": SimpleNamespace(data=np.array(value))}
+    return SimpleNamespace(step=lambda iterations: None, net=SimpleNamespace(blobs=blobs))
+
+
+def test_progress_bar_shows_iteration_loss_and_time_left(digits, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    history = digits.train(solver_with_loss(0.25), 20, measure=lambda: (0.5, 0.75))
+    assert (history["iteration"], history["mAP"]) == ([10, 20], [0.75, 0.75])
+    out, err = capsys.readouterr()
+    assert not out
+    assert re.search(r"mAP 0\.750: 100%.* 20/20 \[00:00<00:00, .*loss 0\.250", err)
+
+
+def test_loss_that_is_not_finite_stops_the_training(digits):
+    with pytest.raises(FloatingPointError, match="loss is nan at iteration 1; lower base_lr"):
+        digits.train(solver_with_loss(np.nan), 5, measure=None)
 
 
 def test_missing_dependency_is_named():

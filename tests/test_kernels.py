@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from numba import njit
 
-from multilabel_softmax_loss import kernels, losses, softmax, softmax_cross_entropy
+from multilabel_softmax_loss import kernels, losses, sigmoid_cross_entropy, softmax, softmax_cross_entropy
 from multilabel_softmax_loss.blobs import Layout
 from multilabel_softmax_loss.options import SoftmaxOptions
 
 
-def both(scores, labels, sample_weight=None, **options):
-    """Loss and gradient by the NumPy path and by the kernels, which must have been used."""
+def both(scores, labels, sample_weight=None, loss=softmax_cross_entropy, **options):
+    """Loss and gradient by the NumPy path and by the kernels."""
     results = []
     for name in ("numpy", "numba"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", name)
             losses.kernels.cache_clear()
-            results.append(softmax_cross_entropy(scores, labels, sample_weight, **options))
+            results.append(loss(scores, labels, sample_weight, **options))
             losses.kernels.cache_clear()
     return results
 
@@ -125,6 +125,70 @@ def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
     gradient = np.moveaxis(numba[1], 1, -1).reshape(-1, 5)
     assert gradient[11, 2] == pytest.approx(-4 * np.exp(-60.0) / 40, rel=1e-6)
     assert calls
+
+
+SIGMOID_OPTIONS = [
+    {},
+    {"label_smoothing": 0.1, "normalization": "VALID"},
+    {"class_weight": [0.5, 0, 2, 1, 3, 1, 1], "pos_weight": 3},
+    {"focal_gamma": 2, "focal_alpha": 0.25},
+    {"focal_gamma": 0.5, "pos_weight": [1, 2, 3, 4, 5, 6, 7], "label_smoothing": 0.2},
+]
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4), (2, 7, 40, 41)], ids=str)
+@pytest.mark.parametrize("ignoring", [False, True], ids=["known", "partly unknown"])
+@pytest.mark.parametrize("options", SIGMOID_OPTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_sigmoid_kernels_equal_the_numpy_path(calls, shape, ignoring, options, scale):
+    scores, labels = random_case(shape, scale=scale)
+    weight = np.random.default_rng(1).random((len(scores), *scores.shape[2:]))
+    if ignoring:
+        labels[labels > 0.7] = -1
+        labels[0] = -1
+        options = dict(options, ignore_label=-1)
+    for sample_weight in (None, weight):
+        assert_agree(*both(scores, labels, sample_weight, sigmoid_cross_entropy, **options))
+    assert calls == ["sigmoid_rows" if len(shape) == 2 else "sigmoid_columns"] * 2
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4)], ids=str)
+@pytest.mark.parametrize("options", SIGMOID_OPTIONS, ids=str)
+def test_sigmoid_kernels_read_lists(calls, shape, options):
+    scores, _ = random_case(shape)
+    indices = np.random.default_rng(1).integers(-1, 7, size=(shape[0], 4, *shape[2:])).astype(np.float32)
+    assert_agree(*both(scores, indices, None, sigmoid_cross_entropy, label_format="indices", **options))
+    assert calls == ["sigmoid_rows" if len(shape) == 2 else "sigmoid_columns"]
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 2])
+def test_odd_entries_of_the_sigmoid_are_left_to_numpy(calls, gamma):
+    for shape in ((6, 7), (6, 7, 3)):
+        scores, labels = random_case(shape)
+        scores[1, 2], labels[1, 2] = -np.inf, 0
+        scores[3, 4], labels[3, 4] = np.inf, 1
+        assert_agree(*both(scores, labels, None, sigmoid_cross_entropy, focal_gamma=gamma))
+        scores[5, 6] = np.nan
+        with pytest.raises(ValueError, match="scores has nan at sample 5, class 6"):
+            sigmoid_cross_entropy(scores, labels, focal_gamma=gamma)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("bad", [-0.5, 1.5, np.nan])
+def test_bad_labels_of_the_sigmoid_are_found_by_the_kernels(calls, bad):
+    for shape in ((6, 7), (6, 7, 3)):
+        scores, labels = random_case(shape)
+        labels[4, 3] = bad
+        with pytest.raises(ValueError, match=f"labels has {bad:g} at sample 4, class 3"):
+            sigmoid_cross_entropy(scores, labels)
+    assert len(calls) == 2
+
+
+def test_the_logarithm_keeps_the_digits_of_small_losses():
+    for score in (5.0, 20.0, 80.0):
+        loss, gradient = sigmoid_cross_entropy(np.array([[score]], np.float32), np.ones((1, 1), np.float32))
+        assert loss == pytest.approx(np.log1p(np.exp(-score)), rel=1e-11)
+        assert gradient[0, 0] == pytest.approx(-np.exp(-score) / (1 + np.exp(-score)), rel=1e-7)
 
 
 def test_the_probabilities_agree():

@@ -16,6 +16,9 @@ MOST_DIGITS = 4  # on one canvas
 OVERLAP = 1  # pixels that the boxes of two digits may share
 NOISE = 0.05  # standard deviation of the noise added to each pixel
 
+RARE = (2, 5, 8)  # in the imbalanced variant these digits are drawn RARER times more seldom for training
+RARER = 20
+
 # Name of the split: the digits it draws from, and how many canvases it has.
 SPLITS = {
     "train": ("train", 8000),
@@ -54,8 +57,8 @@ def draw_canvas(images, rng):
     return np.clip(canvas + rng.normal(0, NOISE, canvas.shape), 0, 1)
 
 
-def make_canvases(images, classes, count, rng):
-    """Canvases of one to four of the given digits, each number equally often.
+def make_canvases(images, classes, count, rng, imbalanced=False):
+    """Canvases of one to four of the given digits, each number equally often; `imbalanced` makes the RARE ones rare.
 
     Returns a dict of arrays: `data` (count, 1, 28, 28) float32 in [0, 1]; `label` (count, 10) float32, 1 for each class
     on the canvas and 0 for the others (a class drawn twice counts once); `single` (count,) int32, one class of the
@@ -65,8 +68,12 @@ def make_canvases(images, classes, count, rng):
     label = np.zeros((count, CLASSES), np.float32)
     single = np.empty(count, np.int32)
     digits = np.full((count, MOST_DIGITS), -1, np.int32)
+    chances = None
+    if imbalanced:
+        chances = np.where(np.isin(classes, RARE), 1 / RARER, 1)
+        chances /= chances.sum()
     for n in range(count):
-        drawn = rng.choice(len(images), size=rng.integers(1, MOST_DIGITS, endpoint=True), replace=False)
+        drawn = rng.choice(len(images), size=rng.integers(1, MOST_DIGITS, endpoint=True), replace=False, p=chances)
         data[n, 0] = draw_canvas(images[drawn], rng)
         label[n, classes[drawn]] = 1
         single[n] = rng.choice(np.flatnonzero(label[n]))
@@ -74,8 +81,16 @@ def make_canvases(images, classes, count, rng):
     return {"data": data, "label": label, "single": single, "digits": digits}
 
 
-def write_splits(folder, seed):
+def class_weights(labels):
+    """How many times more seldom each class is than the most frequent one, (10,) float32; from labels (N, 10)."""
+    counts = labels.sum(axis=0)
+    return (counts.max() / counts).astype(np.float32)
+
+
+def write_splits(folder, seed, imbalanced=False):
     """Write <split>.h5, and <split>.txt that names it for Caffe, for each of SPLITS; the seed decides everything.
+
+    Only the training canvases are ever imbalanced. `weighted` is `label` times the class weights of these canvases.
 
     Returns `folder` relative to where we are: HDF5Data cuts paths at white space, which a path to here may hold.
     """
@@ -85,7 +100,11 @@ def write_splits(folder, seed):
     folder.mkdir(parents=True, exist_ok=True)
     sources = split_digits(seed)
     for stream, (split, (source, count)) in enumerate(SPLITS.items()):
-        canvases = make_canvases(*sources[source], count, np.random.default_rng([seed, stream]))
+        rng = np.random.default_rng([seed, stream])
+        canvases = make_canvases(*sources[source], count, rng, imbalanced and split == "train")
+        if split == "train":
+            weights = class_weights(canvases["label"])
+        canvases["weighted"] = canvases["label"] * weights
         with h5py.File(folder / f"{split}.h5", "w") as file:
             for name, values in canvases.items():
                 file[name] = values

@@ -5,6 +5,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only, no display
 
 import matplotlib.pyplot as plt
+import net
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -21,8 +22,8 @@ STYLE = {
 }
 
 
-def draw_curves(path, history, loss, labels):
-    """Loss (left) and test mAP (right) against the iteration, written to `path` as PNG."""
+def draw_curves(path, history, name, labels):
+    """The loss of that name (left) and test mAP (right) against the iteration, written to `path` as PNG."""
     train_loss = np.array(history["train_loss"])
     window = max(1, len(train_loss) // 40)
     smooth = np.convolve(train_loss, np.full(window, 1 / window), mode="valid")
@@ -30,11 +31,11 @@ def draw_curves(path, history, loss, labels):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
         left.plot(np.arange(window, len(train_loss) + 1), smooth, color=BLUE, label="training")
         left.plot(history["iteration"], history["test_loss"], "o-", color=ORANGE, markersize=4, label="test")
-        if loss == "softmax":
+        if name == "softmax":
             # Cross-entropy cannot fall below the entropy of its target: log M for M labels of 1/M.
             floor = np.log(labels.sum(axis=1)).mean()
             left.axhline(floor, color=GREY, linestyle="--", label="lowest possible: the targets' entropy")
-        left.set(title=f"{loss} loss", xlabel="iteration", xlim=(0, None), ylim=(0, None))
+        left.set(title=f"{name} loss", xlabel="iteration", xlim=(0, None), ylim=(0, None))
         left.legend(frameon=False)
         right.plot(history["iteration"], history["mAP"], "o-", color=ORANGE, markersize=4)
         right.set(title="Mean average precision on the test canvases", xlabel="iteration")
@@ -83,7 +84,7 @@ def draw_predictions(path, canvases, labels, probs, threshold, loss):
     canvases (N, 28, 28), labels (N, 10) of 0 and 1, probs (N, 10), and the probability above which a class counts.
     """
     found = probs > threshold
-    if loss == "sigmoid":
+    if loss in net.SIGMOIDS:
         targets, meaning = labels, "1 for each digit on the canvas"
     else:
         targets, meaning = labels / labels.sum(axis=1, keepdims=True), "1/M for each of M different digits"

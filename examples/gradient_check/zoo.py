@@ -1,0 +1,113 @@
+"""Show the gradient checker every layer of the zoo in tests/: what it says, beside what Caffe's own criterion says.
+
+    python examples/gradient_check/zoo.py          # the table of README.md
+    python examples/gradient_check/zoo.py --short  # batch 2 only
+
+Caffe's criterion is that of GradientChecker in its C++ tests: with a loss weight of 2, every analytic slope a and
+numeric slope n at step 0.01, in float32, must satisfy |a - n| <= 0.01 max(|a|, |n|, 1). The 1 is an absolute floor.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
+
+from multilabel_softmax_loss import check_layer
+from multilabel_softmax_loss.gradient_check_blobs import CaffeRunner, Spec
+
+BATCHES = (2, 32, 256)
+COORDINATES = 200  # probed by Caffe's criterion, which itself probes all; enough to tell and quick
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="batch 2 only")
+    batches = BATCHES[:1] if parser.parse_args().short else BATCHES
+    print("| layer | has to be | " + " | ".join(f"batch {n}" for n in batches) + " | named | Caffe's criterion |")
+    print("|---|---|" + "---|" * (len(batches) + 2))
+    right = told = count = 0
+    for expected, cages in (("fail", DEFECTS), ("pass", RIGHT), ("inconclusive", UNTELLABLE)):
+        for cage in cages:
+            reports = [ours(cage, batch) for batch in batches]
+            theirs = [caffe_says(cage, batch) for batch in batches]
+            verdicts = " | ".join(report.verdict for report in reports)
+            names = ", ".join(dict.fromkeys(name for report in reports for name in report.names)) or "-"
+            print(f"| {label(cage)} | {expected} | {verdicts} | {names} | {', '.join(theirs)} |", flush=True)
+            right += sum(report.verdict == expected for report in reports)
+            told += sum(verdict == expected or (expected == "fail" and verdict != "pass") for verdict in theirs)
+            count += len(batches)
+    print(f"\nRight verdicts: this checker {right} of {count}, Caffe's criterion {told} of {count}.")
+    return 0 if right == count else 1
+
+
+def label(cage: Cage) -> str:
+    options = ", ".join(f"{value}" for value in cage.arguments.values() if value)
+    return f"`{cage.name}`" + (f" {options}" if options else "")
+
+
+def ours(cage: Cage, batch: int):
+    return check_layer(cage.module, cage.layer.__name__, cage.bottoms(batch), **cage.arguments)
+
+
+def caffe_says(cage: Cage, batch: int) -> str:
+    """pass or fail, by |a - n| <= threshold max(|a|, |n|, 1) of every top, bottom and parameter entry."""
+    step, threshold, scale = 1e-2, 1e-2, 2.0
+    arrays = [bottom.copy() for bottom in cage.bottoms(batch)]
+    tops = cage.arguments.get("tops", 1)
+    weights = np.broadcast_to(cage.arguments.get("loss_weight", 1.0), (tops,))
+    wrt = tuple(cage.arguments.get("wrt", (0,)))
+    spec = Spec(cage.module, cage.layer.__name__, cage.arguments.get("param_str", ""), tops, (scale,) * tops, wrt)
+    try:
+        if cage.layer.__name__ == "TopWithoutShape":
+            return "aborts"
+        with np.errstate(all="ignore"):
+            runner = CaffeRunner(spec, arrays)
+            return "pass" if satisfied(runner, arrays, wrt, weights, step, threshold, scale) else "fail"
+    except Exception:
+        return "raises"
+
+
+def satisfied(runner, arrays, wrt, weights, step, threshold, scale) -> bool:
+    propagate = [i in wrt for i in range(len(arrays))]
+    random = np.random.RandomState(1701)
+    top = int(np.flatnonzero(weights)[0])
+    shapes = [output.shape for output in runner.forward(arrays)]
+    entries = random.permutation(int(np.prod(shapes[top], dtype=int)))[:3]
+    parameters = runner.parameters()
+    for entry in entries:
+        diffs = [np.zeros(shape, dtype=np.float32) for shape in shapes]
+        diffs[top].flat[entry] = scale
+        runner.forward(arrays)
+        gradients = runner.backward(diffs, propagate)
+        for target in [*wrt, *range(len(arrays), len(arrays) + len(parameters))]:
+            values = (arrays + parameters)[target]
+            for k in random.permutation(values.size)[:COORDINATES]:
+                objective = []
+                for sign in (1, -1):
+                    moved = values.copy()
+                    moved.flat[k] += sign * step
+                    if target < len(arrays):
+                        outputs = runner.forward([moved if i == target else a for i, a in enumerate(arrays)])
+                    else:
+                        runner.set_parameters(
+                            [moved if len(arrays) + i == target else p for i, p in enumerate(parameters)]
+                        )
+                        outputs = runner.forward(arrays)
+                        runner.set_parameters(parameters)
+                    objective.append(scale * float(outputs[top].flat[entry]))
+                numeric = (objective[0] - objective[1]) / (2 * step)
+                analytic = float(gradients[target].flat[k])
+                if not abs(analytic - numeric) <= threshold * max(abs(analytic), abs(numeric), 1.0):
+                    return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

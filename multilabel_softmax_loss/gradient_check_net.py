@@ -1,0 +1,360 @@
+"""The gradient checker for the Python layers of a whole net, and its command `check-gradient`.
+
+The net runs forward once, layer by layer; every Python layer is then checked on its own, on the data it was given.
+The command does this in a child process, as Caffe ends the process where a prototxt does not suit it.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_tolerance
+from .gradient_check_layer import check_layer, find_class, raised
+
+STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
+KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
+
+EXAMPLE = """\
+example:
+  python -m multilabel_softmax_loss check-gradient train.prototxt
+  python -m multilabel_softmax_loss check-gradient net.prototxt --fill scores=gaussian --fill labels=multihot
+
+exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, 3 at least one cannot be told"""
+
+
+class NetReport(NamedTuple):
+    """Reports by layer name, and why other Python layers were left out."""
+
+    reports: Dict[str, GradientReport]
+    skipped: Dict[str, str]
+
+    @property
+    def verdict(self) -> str:
+        return max((report.verdict for report in self.reports.values()), key=VERDICTS.index)
+
+    def __str__(self) -> str:
+        return show(self.as_dict(), [str(report) for report in self.reports.values()])
+
+    def as_dict(self) -> Dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "layers": [dict(report.as_dict(), name=name) for name, report in self.reports.items()],
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped.items()],
+        }
+
+
+def check_net(
+    net: str,
+    layers: Optional[Sequence[str]] = None,
+    fill: Optional[Mapping[str, str]] = None,
+    weights: Optional[str] = None,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    budget: float = BUDGET,
+) -> NetReport:
+    """Check every Python layer of a net that has a backward, on the net's own data, shapes, parameters, loss weights.
+
+    Parameters
+    ----------
+    net : path of a prototxt
+        Run in phase TRAIN.
+    layers : list of layer names, or None for all
+    fill : {blob: kind} or None
+        What to put into blobs of Input layers: gaussian, uniform, multihot, index:C or the path of a .npy file.
+    weights : path of a .caffemodel, or None
+    seed, tolerance, budget : see `check_layer`; the budget is that of one layer
+
+    Returns
+    -------
+    reports : NetReport
+
+    Raises
+    ------
+    ValueError : the net, a name or a fill does not suit. OSError : a file cannot be read.
+    ImportError : a Python layer's module or class is missing.
+    Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
+    """
+    check_tolerance(tolerance, budget)
+    parameter = read_prototxt(net)
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    import caffe
+
+    python = {layer.name: layer for layer in parameter.layer if layer.type == "Python" and in_train(layer)}
+    unknown = [name for name in layers or [] if name not in python]
+    if unknown:
+        known = ", ".join(python) or "none"
+        raise ValueError(f"{net} has no Python layer {unknown[0]!r}; its Python layers are {known}.")
+    for layer in python.values():
+        find_class(layer.python_param.module, layer.python_param.layer)
+    caffe.set_random_seed(seed)
+    np.random.seed(seed)
+    reports: Dict[str, GradientReport] = {}
+    skipped: Dict[str, str] = {}
+    try:
+        loaded = caffe.Net(str(net), caffe.TRAIN)
+    except Exception as error:
+        return NetReport(*blame(error, python))
+    if weights:
+        if not os.path.exists(weights):
+            raise ValueError(f"no file {weights!r}; expected a .caffemodel.")
+        loaded.copy_from(str(weights))
+    fill_inputs(loaded, parameter, fill or {}, np.random.RandomState(seed))
+    names = list(loaded._layer_names)
+    learns, losses = backward_paths(loaded, parameter)
+    for i, name in enumerate(names):
+        bottoms = [loaded.blobs[bottom].data.copy() for bottom in loaded.bottom_names[name]]
+        blobs = loaded.layers[i].blobs
+        parameters = [blobs[k].data.copy() for k in range(len(blobs))]
+        try:
+            loaded._forward(i, i)
+        except Exception as error:
+            if name not in python:
+                raise
+            finding = Finding(*raised(error))
+            reports[name] = GradientReport(subject(python[name]), "fail", findings=[finding], tolerance=tolerance)
+            skipped.update({other: f"the net does not get past {name}" for other in names[i + 1 :] if other in python})
+            break
+        if name not in python or (layers and name not in layers):
+            continue
+        layer = python[name]
+        tops = list(loaded.top_names[name])
+        weight = [layer.loss_weight[k] if k < len(layer.loss_weight) else 0.0 for k in range(len(tops))]
+        weight = [w or float(top in losses) for w, top in zip(weight, tops)]
+        reason = no_gradient(type(loaded.layers[i]), caffe.Layer, bottoms, any(weight))
+        if reason:
+            skipped[name] = reason
+            continue
+        wrt = [k for k, bottom in enumerate(loaded.bottom_names[name]) if bottom in learns]
+        if layer.propagate_down:
+            wrt = [k for k, wanted in enumerate(layer.propagate_down) if wanted]
+        report = check_layer(
+            layer.python_param.module, layer.python_param.layer, bottoms, layer.python_param.param_str,
+            weight if any(weight) else [1.0] + [0.0] * (len(tops) - 1), wrt or (() if parameters else (0,)), seed,
+            len(tops), "auto", parameters, tolerance, budget, subject(layer),
+        )  # fmt: skip
+        if not any(weight):
+            sentence = "without loss_weight Caffe never calls its backward; checked as if it were 1."
+            report.findings.append(Finding("no-loss-weight", sentence, fatal=False))
+        reports[name] = report
+    if not reports:
+        reasons = "".join(f" {name}: {reason}." for name, reason in skipped.items())
+        raise ValueError(f"{net} has no Python layer whose gradient could be checked.{reasons}")
+    return NetReport(reports, skipped)
+
+
+def subject(layer) -> str:
+    return f"{layer.name} ({layer.python_param.module}.{layer.python_param.layer})"
+
+
+def read_prototxt(path):
+    """The net's text, parsed; ValueError names line and column."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    from caffe.proto import caffe_pb2
+    from google.protobuf import text_format
+
+    if not os.path.isfile(path):
+        raise ValueError(f"no file {str(path)!r}; expected the prototxt of a net.")
+    try:
+        return text_format.Merge(Path(path).read_text(encoding="utf-8"), caffe_pb2.NetParameter())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no net: {error}") from error
+
+
+def in_train(layer) -> bool:
+    """Whether a layer without stage rules is part of the net in phase TRAIN."""
+
+    def train(rule):
+        return not rule.HasField("phase") or rule.phase == 0
+
+    if layer.include:
+        return any(train(rule) for rule in layer.include)
+    return not any(train(rule) for rule in layer.exclude)
+
+
+def backward_paths(net, parameter) -> Tuple[set, set]:
+    """Blobs that something learnable feeds, and blobs that feed a loss: where Caffe runs backward, both meet."""
+    frozen = {layer.name for layer in parameter.layer if layer.param and not any(spec.lr_mult for spec in layer.param)}
+    learns = set()
+    names = list(net._layer_names)
+    for i, name in enumerate(names):
+        learnable = len(net.layers[i].blobs) and name not in frozen
+        if learnable or any(bottom in learns for bottom in net.bottom_names[name]):
+            learns.update(net.top_names[name])
+    weighted = {blob for blob, weight in net.blob_loss_weights.items() if weight}
+    losses: set = set()
+    for name in reversed(names):
+        if any(top in weighted or top in losses for top in net.top_names[name]):
+            losses.update(net.bottom_names[name])
+    return learns, losses
+
+
+def _nothing(self, top, propagate_down, bottom):
+    pass
+
+
+def no_gradient(layer_class, base, bottoms, wanted) -> str:
+    """Why a layer has no gradient to check; empty where it has one."""
+    backward = getattr(layer_class, "backward", None)
+    if not bottoms:
+        return "it has no bottoms"
+    if backward is None or backward is getattr(base, "backward", None):
+        return "it has no backward"
+    code = getattr(backward, "__code__", None)
+    if not wanted and code is not None and code.co_code == _nothing.__code__.co_code:
+        return "its backward is empty, and nothing asks for it"
+    return ""
+
+
+def blame(error, python):
+    """Reports for the layers whose setup or reshape kept the net from being built."""
+    owner = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = type(frame.f_locals.get("self")) if "self" in frame.f_locals else owner
+    guilty = [
+        name for name, layer in python.items()
+        if owner is not None and find_class(layer.python_param.module, layer.python_param.layer) is owner
+    ]  # fmt: skip
+    if not guilty:
+        raise ValueError(f"Caffe cannot build the net: {type(error).__name__}: {error}") from error
+    finding = Finding(*raised(error))
+    reports = {name: GradientReport(subject(python[name]), "fail", findings=[finding]) for name in guilty}
+    return reports, {name: "the net cannot be built" for name in python if name not in guilty}
+
+
+def fill_inputs(net, parameter, fill, random) -> None:
+    """Put something into the blobs of Input layers, which otherwise hold zeros."""
+    inputs = [top for layer in parameter.layer if layer.type == "Input" and in_train(layer) for top in layer.top]
+    inputs += list(parameter.input)
+    for blob in fill:
+        if blob not in inputs:
+            raise ValueError(f"--fill names {blob!r}; the net's Input blobs are {', '.join(inputs) or 'none'}.")
+    empty = [blob for blob in inputs if blob not in fill]
+    if empty:
+        raise ValueError(f"nothing feeds the Input blob {empty[0]!r}; add --fill {empty[0]}=KIND with {KINDS}.")
+    for blob, kind in fill.items():
+        net.blobs[blob].data[...] = made(kind, tuple(net.blobs[blob].data.shape), random, blob)
+
+
+def made(kind, shape, random, blob) -> np.ndarray:
+    """Data of a kind: see `check_net`. multihot has one label at least along axis 1."""
+    if kind == "gaussian":
+        return random.randn(*shape)
+    if kind == "uniform":
+        return random.uniform(0, 1, shape)
+    if kind == "multihot":
+        if len(shape) < 2:
+            raise ValueError(f"--fill {blob}=multihot needs an axis of classes; {blob!r} has shape {shape}.")
+        labels = (random.uniform(0, 1, shape) < 0.2).astype(np.float32)
+        np.put_along_axis(labels, random.randint(shape[1], size=(shape[0], 1) + shape[2:]), 1.0, axis=1)
+        return labels
+    if kind.startswith("index:") and kind[6:].isdigit() and int(kind[6:]) > 0:
+        return random.randint(int(kind[6:]), size=shape)
+    if kind.endswith(".npy"):
+        try:
+            array = np.load(kind, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--fill {blob}={kind}: {error}") from error
+        if array.shape != shape:
+            raise ValueError(f"{kind} has shape {array.shape}; expected {shape}, that of {blob!r} in the net.")
+        return array
+    raise ValueError(f"--fill {blob}={kind}; expected {KINDS}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument("net", metavar="NET.prototxt", help="the net, run in phase TRAIN on the data it feeds itself")
+    parser.add_argument("--layer", action="append", metavar="NAME", help="check this layer only; may be repeated")
+    parser.add_argument("--fill", action="append", default=[], metavar="BLOB=KIND", help=f"for Input blobs: {KINDS}")
+    parser.add_argument("--weights", metavar="FILE.caffemodel", help="parameters of the net; its fillers' otherwise")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative error that passes (%(default)g)")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="time per layer (%(default)g)")
+    parser.add_argument("--seed", type=int, default=0, help="of data, directions and coordinates (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check in a child process, print, and return the exit status."""
+    fill = {}
+    for item in arguments.fill:
+        blob, equals, kind = item.partition("=")
+        if not (blob and equals and kind):
+            raise ValueError(f"--fill {item}; expected BLOB=KIND with {KINDS}.")
+        fill[blob] = kind
+    check_tolerance(arguments.tolerance, arguments.budget)
+    names = ("net", "weights", "seed", "tolerance", "budget")
+    request = dict({name: getattr(arguments, name) for name in names}, layers=arguments.layer, fill=fill)
+    answer = ask_child(request)
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    texts = answer.pop("texts")
+    if arguments.json:
+        print(json.dumps(dict(answer, net=arguments.net), indent=2))
+    else:
+        print(show(answer, texts))
+    return STATUS[answer["verdict"]]
+
+
+def show(answer, texts) -> str:
+    """A table of all layers, then each report."""
+    rows = [("layer", "verdict", "relative error", "factor", "findings")]
+    for layer in answer["layers"]:
+        error, factor = layer["relative_error"], layer["factor"]
+        rows.append((
+            layer["name"], layer["verdict"], "-" if error is None else f"{error:.2g} +- {layer['error_bar'] or 0:.1g}",
+            "-" if factor is None else f"{factor:.4g}", ", ".join(f["name"] for f in layer["findings"]) or "-",
+        ))  # fmt: skip
+    rows += [(skip["name"], "skipped", "-", "-", skip["reason"]) for skip in answer["skipped"]]
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(table + [""] + texts)
+
+
+def ask_child(request) -> Dict[str, Any]:
+    """`check_net` in a process of its own; what ended it, in a sentence, where it did not come back."""
+    handle, path = tempfile.mkstemp(suffix=".json")
+    os.close(handle)
+    environment = dict(os.environ, GLOG_minloglevel="2", PYTHONDONTWRITEBYTECODE="1")
+    code = f"import sys; sys.path[:0] = {sys.path!r}; from {__name__} import child; child(sys.argv[1])"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, path], input=json.dumps(request).encode(), env=environment, capture_output=True
+        )
+        sys.stderr.write(done.stdout.decode(errors="replace"))  # what layers print is no part of the report
+        said = done.stderr.decode(errors="replace")
+        if done.returncode == 0:
+            return json.loads(Path(path).read_text())
+    finally:
+        os.remove(path)
+    reasons = re.findall(r"^F\d{4,8} [^\]]*\] (.*)$|^\[libprotobuf (?:ERROR|FATAL)[^\]]*\] (.*)$", said, re.M)
+    reason = "; ".join(part.strip() for pair in reasons for part in pair if part.strip())
+    if not reason:
+        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
+        reason = " ".join(said.strip().splitlines()[-1:]) or f"it ended with {ended}"
+    return {"error": f"Caffe rejects {request['net']}: {reason}"}
+
+
+def child(path: str) -> None:
+    """Read a request from stdin, write the answer to a file."""
+    request = json.load(sys.stdin)
+    # A net's own layers often lie beside it.
+    sys.path.append(os.path.dirname(os.path.abspath(request["net"])))
+    try:
+        checked = check_net(**request)
+        answer = dict(checked.as_dict(), texts=[str(report) for report in checked.reports.values()])
+    except (ValueError, OSError, ImportError) as error:
+        answer = {"error": str(error)}
+    Path(path).write_text(json.dumps(answer))

@@ -1,0 +1,345 @@
+"""The gradient checker on Caffe layers and nets: every defect of the zoo by name, and no right layer failed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import layer_zoo
+import numpy as np
+import pytest
+from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
+
+from multilabel_softmax_loss import assert_gradient, check_layer, check_net
+
+TESTS = Path(__file__).resolve().parent
+BATCHES = [2, 32, 256]
+
+
+def check(cage, batch, **arguments):
+    arguments = dict(cage.arguments, **arguments)
+    return check_layer(cage.module, cage.layer.__name__, cage.bottoms(batch), **arguments)
+
+
+def hold(report, cage, verdict):
+    """Whether a report says of a cage what it has to, and nothing else."""
+    allowed = {cage.finding} | ({"kink"} if verdict == "inconclusive" else set())
+    found = cage.finding is None or any(f.name == cage.finding and cage.says in f for f in report.findings)
+    return report.verdict == verdict and found and set(report.names) <= allowed
+
+
+def cages(group):
+    return [pytest.param(cage, id=" ".join([cage.name, *map(str, cage.arguments.values())])) for cage in group]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("cage", cages(DEFECTS))
+def test_every_defect_is_caught_by_name(cage, batch):
+    report = check(cage, batch)
+    assert hold(report, cage, "fail"), report
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("cage", cages(RIGHT))
+def test_no_right_layer_fails(cage, batch):
+    report = check(cage, batch)
+    assert hold(report, cage, "pass"), report
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("cage", cages(UNTELLABLE))
+def test_what_cannot_be_told_is_inconclusive(cage, batch):
+    report = check(cage, batch)
+    assert hold(report, cage, "inconclusive"), report
+
+
+def test_the_zoo_is_as_large_as_promised():
+    assert len({cage.layer for cage in DEFECTS}) >= 25
+    assert len({cage.layer for cage in RIGHT}) >= 10
+    assert not {cage.layer for cage in DEFECTS} & {cage.layer for cage in RIGHT}
+
+
+def test_holding_a_cage_can_fail():
+    right, twice = Cage(layer_zoo.SoftmaxLoss), Cage(layer_zoo.Twice, "wrong-factor", ": 2")
+    report = check(twice, 4)
+    assert hold(report, twice, "fail")
+    assert not hold(report, twice, "pass")
+    assert not hold(report, right, "fail")
+    assert not hold(report, Cage(layer_zoo.Twice, "sign-error"), "fail")
+    assert not hold(report, Cage(layer_zoo.Twice, "wrong-factor", "1/2"), "fail")
+    assert not hold(check(right, 4), twice, "fail")
+
+
+def test_a_layer_with_all_the_published_faults_has_them_all_named():
+    report = check(Cage(layer_zoo.AsPublished, feed=layer_zoo.weighted), 8)
+    expected = {"ignores-loss-weight", "writes-bottom-data", "second-backward-differs", "ignores-propagate-down"}
+    assert expected | {"label-diff-unfilled", "wrong-gradient"} <= set(report.names)
+
+
+@pytest.mark.parametrize("mode, judged_on", [("caffe", "Caffe, float32"), ("float64", "float64 stand-ins"),
+                                             ("auto", "float64 stand-ins, with which Caffe agrees")])  # fmt: skip
+@pytest.mark.parametrize("layer, finding", [(layer_zoo.SoftmaxLoss, None), (layer_zoo.Half, "wrong-factor")])
+def test_each_mode_gives_a_verdict_and_says_which_it_was(mode, judged_on, layer, finding):
+    report = check(Cage(layer, finding), 8, mode=mode)
+    assert report.mode.startswith(judged_on)
+    assert report.names == ([finding] if finding else [])
+    assert report.verdict == ("fail" if finding else "pass")
+
+
+def test_fewer_samples_lift_the_signal_out_of_the_rounding():
+    report = check(Cage(layer_zoo.RefusesFloat64), 256)
+    assert report.verdict == "pass"
+    assert "of the 256 samples" in report.mode
+
+
+@pytest.mark.parametrize("loss_weight", [1e-36, 1e-3, 1e6])
+def test_any_loss_weight_will_do(loss_weight):
+    """1e-36 puts most of the gradient below what float32 holds in full."""
+    assert_gradient(check(Cage(layer_zoo.SoftmaxLoss), 8, loss_weight=loss_weight))
+    assert check(Cage(layer_zoo.Twice), 8, loss_weight=loss_weight).names == ["wrong-factor"]
+
+
+def test_a_slow_start_leaves_time_to_measure(monkeypatch):
+    """A layer may compile itself in its first forward."""
+    started = []
+
+    def slow_once(self, scores, labels, loss=layer_zoo.SoftmaxLoss.loss):
+        if scores.dtype not in started:
+            started.append(scores.dtype)
+            time.sleep(0.6)
+        return loss(self, scores, labels)
+
+    monkeypatch.setattr(layer_zoo.SoftmaxLoss, "loss", slow_once)
+    assert_gradient(check(Cage(layer_zoo.SoftmaxLoss), 2, budget=0.5))
+    assert len(started) == 2
+
+
+def test_the_data_and_the_generators_are_restored():
+    cage = Cage(layer_zoo.WritesScores)
+    bottoms = cage.bottoms(4)
+    before = [bottom.copy() for bottom in bottoms]
+    np.random.seed(3)
+    random.seed(3)
+    expected = np.random.rand(), random.random()
+    np.random.seed(3)
+    random.seed(3)
+    assert check_layer("layer_zoo", "WritesScores", bottoms).verdict == "fail"
+    assert (np.random.rand(), random.random()) == expected
+    for bottom, old in zip(bottoms, before):
+        np.testing.assert_array_equal(bottom, old)
+
+
+def test_learnable_blobs_are_checked_at_the_values_given():
+    parameters = [np.full(layer_zoo.CLASSES, 3.0), np.zeros(layer_zoo.CLASSES)]
+    report = check(Cage(layer_zoo.ScaleAndShift, feed=layer_zoo.alone), 4, parameters=parameters)
+    assert_gradient(report)
+    assert [note.split(" (")[0] for note in report.notes[:3]] == ["bottom[0]", "blobs[0]", "blobs[1]"]
+    wrong = check(Cage(layer_zoo.ScaleAndShift, feed=layer_zoo.alone), 4, parameters=parameters[:1])
+    assert "expected [(10,), (10,)]" in str(wrong)
+
+
+@pytest.mark.parametrize("arguments, error, match", [
+    ({"module": "no_such_module"}, ImportError, "cannot be imported"),
+    ({"layer": "NoSuchLayer"}, ImportError, "has no class 'NoSuchLayer'"),
+    ({"mode": "gpu"}, ValueError, "mode is 'gpu'; expected"),
+    ({"wrt": (2,)}, ValueError, r"wrt is \(2,\); expected indices of the 2 bottoms"),
+    ({"loss_weight": 0}, ValueError, "expected one that is not 0"),
+    ({"tolerance": -1}, ValueError, "tolerance is -1; expected a positive number"),
+])  # fmt: skip
+def test_bad_arguments_are_errors(arguments, error, match):
+    right = {"module": "layer_zoo", "layer": "SoftmaxLoss", "bottoms": Cage(layer_zoo.SoftmaxLoss).bottoms(2)}
+    given = dict(right, **arguments)
+    with pytest.raises(error, match=match):
+        check_layer(**given)
+
+
+def test_a_small_layer_takes_half_a_second_and_a_large_one_the_budget():
+    for shape, limit, clock in (((8, 20), 0.5, time.process_time), ((256, 1000), 10.0, time.monotonic)):
+        generator = np.random.RandomState(0)
+        bottoms = [generator.randn(*shape), (generator.rand(*shape) < 0.1).astype(float)]
+        started = clock()
+        assert_gradient(check_layer("layer_zoo", "SoftmaxLoss", bottoms))
+        assert clock() - started < limit
+
+
+# ---- whole nets ------------------------------------------------------------------------------------------------------
+
+NET = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 8 dim: 6 } } }
+layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 8 dim: 10 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "scores"
+        inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
+layer { name: "scale" type: "Python" bottom: "scores" top: "scaled"
+        python_param { module: "layer_zoo" layer: "ScaleAndShift" } }
+layer { name: "loss" type: "Python" bottom: "scaled" bottom: "y" top: "loss" loss_weight: 0.5
+        python_param { module: "layer_zoo" layer: "LAYER" } }
+layer { name: "watch" type: "Python" bottom: "scaled" top: "watch"
+        python_param { module: "test_gradient_check_layer" layer: "Watch" } }
+"""
+FILL = ["--fill", "x=gaussian", "--fill", "y=multihot"]
+
+
+class Watch(layer_zoo.caffe.Layer):
+    """Shows something; has no gradient."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape()
+
+    def forward(self, bottom, top):
+        print("watching")
+        top[0].data[...] = bottom[0].data.mean()
+
+    def backward(self, top, propagate_down, bottom):
+        pass
+
+
+def written(tmp_path, layer="SoftmaxLoss", old="", new=""):
+    assert old in NET
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET.replace("LAYER", layer).replace(old, new) if old else NET.replace("LAYER", layer))
+    return str(path)
+
+
+def command(*arguments, cwd=None):
+    environment = dict(os.environ, PYTHONPATH=str(TESTS))
+    done = subprocess.run(
+        [sys.executable, "-m", "multilabel_softmax_loss", "check-gradient"] + [str(a) for a in arguments],
+        capture_output=True, cwd=cwd, env=environment,
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_a_net_is_checked_layer_by_layer(tmp_path):
+    checked = check_net(written(tmp_path, "NoMean"), fill={"x": "gaussian", "y": "multihot"})
+    assert {name: report.verdict for name, report in checked.reports.items()} == {"scale": "pass", "loss": "fail"}
+    assert checked.verdict == "fail"
+    assert checked.skipped == {"watch": "its backward is empty, and nothing asks for it"}
+    assert "N with N = 8" in str(checked.reports["loss"])
+    assert any(note.startswith("blobs[1]") for note in checked.reports["scale"].notes)
+
+
+def test_a_net_feeds_itself(tmp_path):
+    """Data layers, here a DummyData, need no --fill."""
+    old = 'type: "Input" top: "x" input_param { shape { dim: 8 dim: 6 } }'
+    new = 'type: "DummyData" top: "x" dummy_data_param { shape { dim: 8 dim: 6 } data_filler { type: "gaussian" } }'
+    checked = check_net(written(tmp_path, old=old, new=new), layers=["loss"], fill={"y": "multihot"})
+    assert_gradient(checked.reports["loss"])
+
+
+def test_a_loss_without_loss_weight_is_pointed_out(tmp_path):
+    net = written(tmp_path, old="loss_weight: 0.5", new=" ")
+    checked = check_net(net, ["loss"], {"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == ["no-loss-weight"]
+    assert checked.reports["loss"].verdict == "pass"
+
+
+@pytest.mark.parametrize("layer, name", [
+    ("RaisesInSetup", "raises-in-setup"),
+    ("RaisesInForward", "raises-in-forward"),
+])  # fmt: skip
+def test_a_layer_that_raises_in_a_net_is_the_finding(tmp_path, layer, name):
+    checked = check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == [name]
+    assert checked.verdict == "fail"
+
+
+@pytest.mark.parametrize("fill, match", [
+    ({"x": "gaussian"}, "nothing feeds the Input blob 'y'; add --fill y=KIND"),
+    ({"x": "gaussian", "y": "binary"}, "--fill y=binary; expected gaussian"),
+    ({"x": "gaussian", "y": "index:0"}, "--fill y=index:0; expected gaussian"),
+    ({"x": "gaussian", "scores": "uniform"}, "--fill names 'scores'; the net's Input blobs are x, y"),
+    ({"x": "gaussian", "y": "absent.npy"}, "absent.npy"),
+])  # fmt: skip
+def test_a_bad_fill_is_an_error(tmp_path, fill, match):
+    with pytest.raises(ValueError, match=match):
+        check_net(written(tmp_path), fill=fill)
+
+
+def test_arrays_are_read_from_npy_files(tmp_path):
+    labels = np.zeros((8, 10))
+    labels[:, 0] = 0.5
+    np.save(str(tmp_path / "labels.npy"), labels)
+    fill = {"x": "uniform", "y": str(tmp_path / "labels.npy")}
+    checked = check_net(written(tmp_path, "LabelValuesIgnored"), ["loss"], fill)
+    assert "slope of the loss: 2" in str(checked.reports["loss"])
+    np.save(str(tmp_path / "labels.npy"), labels[:4])
+    with pytest.raises(ValueError, match=r"has shape \(4, 10\); expected \(8, 10\)"):
+        check_net(written(tmp_path), ["loss"], fill)
+
+
+@pytest.mark.parametrize("layer, status", [("SoftmaxLoss", 0), ("Negated", 1), ("HiddenEverywhere", 3)])
+def test_the_command_says_yes_no_or_cannot_tell(tmp_path, layer, status):
+    code, shown, errors = command(written(tmp_path, layer), *FILL, cwd=tmp_path)
+    assert code == status
+    assert shown.splitlines()[0].split() == ["layer", "verdict", "relative", "error", "factor", "findings"]
+    assert "analytic         numeric" in shown
+    assert "watching" in errors
+    assert "watching" not in shown
+    assert sorted(os.listdir(str(tmp_path))) == ["net.prototxt"]
+
+
+def test_the_command_prints_json(tmp_path):
+    code, shown, _ = command(written(tmp_path, "Negated"), *(FILL + ["--json", "--layer", "loss"]))
+    answer = json.loads(shown)
+    assert code == 1
+    assert answer["verdict"] == "fail"
+    assert [layer["name"] for layer in answer["layers"]] == ["loss"]
+    assert answer["layers"][0]["findings"][0]["name"] == "sign-error"
+
+
+@pytest.mark.parametrize("old, new, says", [
+    pytest.param('bottom: "x"', 'bottom: "z"', "Unknown bottom blob 'z' (layer 'ip', bottom index 0)", id="bottom"),
+    pytest.param('"InnerProduct"', '"InnerProdukt"', "Unknown layer type: InnerProdukt", id="layer type"),
+])  # fmt: skip
+def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, says):
+    code, shown, errors = command(written(tmp_path, old=old, new=new), *FILL)
+    assert code == 2
+    assert shown == ""
+    assert len(errors.splitlines()) == 1
+    assert says in errors
+
+
+@pytest.mark.parametrize("old, new, error, match", [
+    pytest.param("num_output: 10", "num_output 10", ValueError, 'is no net: .*Expected ":"', id="syntax"),
+    pytest.param("num_output:", "number:", ValueError, 'no field named "number"', id="field"),
+    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ImportError, "cannot be imported", id="module"),
+])  # fmt: skip
+def test_a_net_that_makes_no_sense_is_an_error(tmp_path, old, new, error, match):
+    with pytest.raises(error, match=match):
+        check_net(written(tmp_path, old=old, new=new), fill={"x": "gaussian", "y": "multihot"})
+
+
+def test_layers_and_files_that_are_not_there_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="has no Python layer 'ip'; its Python layers are scale, loss, watch"):
+        check_net(written(tmp_path), ["ip"])
+    with pytest.raises(ValueError, match="no file 'absent.prototxt'"):
+        check_net("absent.prototxt")
+    with pytest.raises(ValueError, match="no file 'absent.caffemodel'"):
+        check_net(written(tmp_path), weights="absent.caffemodel")
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["net.prototxt", "--fill", "x"], "expected BLOB=KIND"),
+    (["net.prototxt", "--tolerance", "0"], "expected a positive number"),
+])  # fmt: skip
+def test_bad_usage_is_status_2(tmp_path, arguments, says):
+    written(tmp_path)
+    code, _, errors = command(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert says in errors
+
+
+def test_the_command_line_explains_itself(capsys):
+    from multilabel_softmax_loss.__main__ import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["check-gradient", "-h"])
+    assert stopped.value.code == 0
+    assert "example:" in capsys.readouterr().out
+    assert main([]) == 2
