@@ -4,7 +4,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 TORCH_PYTHON ?=
 
-.PHONY: help train test test-all fuzz bench zoo snippets environment clean
+.PHONY: help train test kill-test test-all fuzz bench zoo snippets environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -17,6 +17,9 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
+
+kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 8
+	KILLS=20 .venv/bin/python -m pytest -q tests/test_train.py -k random_moments
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
 	@set -e; newest=$$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10); \

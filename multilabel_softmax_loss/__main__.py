@@ -11,6 +11,10 @@ import sys
 from typing import List, Optional
 
 COMMANDS = {
+    "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
+    "evaluate": ("evaluate", "compute multi-label metrics of a net over a whole data set"),
+    "predict": ("predict", "find the labels of images"),
+    "deploy": ("deploy", "write the deploy prototxt of a training net, and prove it"),
     "check-gradient": ("gradient_check_net", "check the gradients of a net's Python layers by finite differences"),
 }
 
@@ -18,7 +22,7 @@ COMMANDS = {
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    summary = "Tools around the loss layers."
+    summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog="python -m multilabel_softmax_loss", description=summary)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run = None

@@ -21,10 +21,14 @@ HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD
 NEEDS_CAFFE = [
     "caffe_nets.py",
     "layer_zoo.py",
+    "test_deploy.py",
+    "test_evaluate.py",
     "test_examples.py",
     "test_gradient_check_layer.py",
     "test_in_caffe.py",
+    "test_predict.py",
     "test_snippets.py",
+    "test_train.py",
 ]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE

@@ -15,6 +15,7 @@ Caffe reads the canvases from HDF5 files, which are made on the way.
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,7 +33,6 @@ os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's log would drown the pr
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 try:
-    import caffe
     import data
     import figures
     import h5py
@@ -40,22 +40,23 @@ try:
     import numpy as np
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
-    from sklearn.metrics import (
-        average_precision_score,
-        f1_score,
-        label_ranking_average_precision_score,
-        precision_score,
-    )
-    from tqdm import tqdm
 
-    import multilabel_softmax_loss  # noqa: F401, Caffe imports it by name and would not say what is missing
+    from multilabel_softmax_loss.deploy import deploy
+    from multilabel_softmax_loss.evaluate import evaluation, net_outputs
+    from multilabel_softmax_loss.native import UsageError
+    from multilabel_softmax_loss.predict import predict
+    from multilabel_softmax_loss.snapshots import read_history
+    from multilabel_softmax_loss.train import Diverged, train
 except ImportError as error:
     stop(f"{error}. Run `make environment`, then .venv/bin/python {os.path.relpath(__file__)}")
 
 TRAIN_BATCH, TEST_BATCH = 32, 100
 EVALUATIONS = 12  # of the test canvases while training, but none sooner than 10 iterations after another
 
-WRITTEN = ("digits.caffemodel", "metrics.json", "curves.png", "predictions.png")
+WRITTEN = (
+    *("digits.caffemodel", "deploy.prototxt", "preprocessing.json", "metrics.json", "curves.png", "predictions.png"),
+    *("run", "canvases"),
+)
 METRICS = {
     "mAP": "mAP, mean average precision",
     "LRAP": "label-ranking average precision",
@@ -63,6 +64,8 @@ METRICS = {
     "macro F1": "per-class F1 (macro)",
     "micro F1": "overall F1 (micro)",
 }
+# Pixels of an image file, 0 to 255, as the canvases were in training.
+PREPROCESSING = {"mean": 0, "scale": 1 / 255, "channels": "GRAY"}
 # How well the digits are found that are rare in imbalanced training, and the others.
 RARE_METRICS = {
     "mAP": METRICS["mAP"],
@@ -75,20 +78,27 @@ def read_solver():
     return text_format.Parse((HERE / "solver.prototxt").read_text(), caffe_pb2.SolverParameter())
 
 
-def make_solver(folder, nets, iterations, seed):
-    """The solver of solver.prototxt for the train net at `nets`, also written into `folder`."""
+def write_solver(folder, nets, iterations, seed):
+    """The solver of solver.prototxt for the nets at `nets`, written into `folder`; returns its path."""
     parameters = read_solver()
     parameters.train_net = str(nets["train"])
+    parameters.test_net.append(str(nets["test"]))
+    parameters.test_iter.append(data.SPLITS["test"][1] // TEST_BATCH)
+    parameters.test_interval = max(10, iterations // EVALUATIONS)
+    parameters.test_initialization = False
     parameters.random_seed = seed
     parameters.max_iter = iterations
+    parameters.snapshot_prefix = str(folder / "run" / "digits")
     path = folder / "solver.prototxt"
     path.write_text(str(parameters))
-    caffe.set_mode_cpu()
-    return caffe.get_solver(str(path))
+    return path
 
 
 def write_nets(folder, source_folder, loss, balance):
-    """Write train.prototxt, tune.prototxt and test.prototxt into `folder`; returns their paths by split."""
+    """Write train.prototxt, tune.prototxt and test.prototxt into `folder`; returns their paths by split.
+
+    All labels of a canvas are asked for in testing, also where training is told a single one.
+    """
     paths = {}
     weights = data.class_weights(read_split(source_folder, "train", "label"))
     for split in data.SPLITS:
@@ -96,7 +106,7 @@ def write_nets(folder, source_folder, loss, balance):
         parameters = net.digits_net(
             source=str(source_folder / f"{split}.txt"),
             batch_size=TRAIN_BATCH if training else TEST_BATCH,
-            loss=loss,
+            loss="softmax" if loss == "caffe-single" and not training else loss,
             probs=not training,
             balance=balance,
             class_weights=weights.tolist(),
@@ -111,16 +121,6 @@ def read_split(source_folder, split, name):
         return file[name][:]
 
 
-def predict(test_net, count):
-    """The next `count` canvases of a test net: probs (count, 10) float32, and the mean loss."""
-    probs, losses = [], []
-    for _ in range(count // TEST_BATCH):
-        test_net.forward()
-        probs.append(test_net.blobs["probs"].data.copy())
-        losses.append(float(test_net.blobs["loss"].data))
-    return np.concatenate(probs), float(np.mean(losses))
-
-
 def best_threshold(labels, probs):
     """The decision rule: a class is on the canvas if its probability exceeds this number, that of the best micro F1."""
     thresholds = np.arange(1, 100) / 100
@@ -130,89 +130,86 @@ def best_threshold(labels, probs):
     return float(thresholds[np.argmax(2 * hits / (found + labels.sum()))])
 
 
-def evaluate(labels, probs, threshold):
-    """Metrics of probs (N, 10) against labels (N, 10) of 0 and 1."""
-    best_class = probs == probs.max(axis=1, keepdims=True)
-    precisions = average_precision_score(labels, probs, average=None)
+def measure(labels, probs, threshold):
+    """Metrics of probs (N, 10) against labels (N, 10), from what `evaluate` makes of them."""
+    report = evaluation(labels, probs, ks=[1], thresholds=np.full(data.CLASSES, threshold))
+    first, decided = report["metrics"]["net, top 1"], report["metrics"]["net, thresholds"]
+    precisions = np.array([entry["AP"] for entry in report["per_class"]])
     rare = np.isin(np.arange(data.CLASSES), data.RARE)
     return {
-        "mAP": average_precision_score(labels, probs, average="macro"),
+        "mAP": first["mAP"],
         "rare AP": precisions[rare].mean(),
         "other AP": precisions[~rare].mean(),
-        "LRAP": label_ranking_average_precision_score(labels, probs),
-        # The share of canvases whose most probable class is on them.
-        "precision@1": precision_score(labels, best_class, average="samples", zero_division=0),
-        "macro F1": f1_score(labels, probs > threshold, average="macro", zero_division=0),
-        "micro F1": f1_score(labels, probs > threshold, average="micro", zero_division=0),
+        "LRAP": first["LRAP"],
+        "precision@1": first["OP"],  # the share of canvases whose most probable class is on them
+        "macro F1": float(np.mean([entry["F1 (thresholds)"] for entry in report["per_class"]])),
+        "micro F1": decided["OF1"],
     }
 
 
-def train(solver, iterations, measure):
-    """Run the solver; `measure()` gives the test loss and mAP, taken about EVALUATIONS times.
+def learning_curves(folder):
+    """The run as lists: `train_loss` of each iteration; `iteration`, `test_loss` and `mAP` of each test."""
+    rows = read_history(str(folder / "run" / "history.csv"))[1]
+    tested = [row for row in rows if "test_mAP" in row]
+    return {
+        "train_loss": [row["loss"] for row in rows if "loss" in row],
+        "iteration": [row["iteration"] for row in tested],
+        "test_loss": [row["test_loss"] for row in tested],
+        "mAP": [row["test_mAP"] for row in tested],
+    }
 
-    Returns the history, a dict of lists: `train_loss` of each iteration; `iteration`, `test_loss` and `mAP` of each
-    measurement.
-    """
-    history = {"train_loss": [], "iteration": [], "test_loss": [], "mAP": []}
-    pause = max(10, iterations // EVALUATIONS)
-    piped = not sys.stderr.isatty()
-    with tqdm(total=iterations, unit="it", ncols=79, disable=piped) as bar:
-        for iteration in range(1, iterations + 1):
-            solver.step(1)
-            loss = float(solver.net.blobs["loss"].data)
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at iteration {iteration}; lower base_lr")
-            history["train_loss"].append(loss)
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            if iteration % pause == 0 or iteration == iterations:
-                test_loss, test_map = measure()
-                history["iteration"].append(iteration)
-                history["test_loss"].append(test_loss)
-                history["mAP"].append(test_map)
-                bar.set_description(f"test mAP {test_map:.3f}")
-                if piped:
-                    loss = np.mean(history["train_loss"][-pause:])
-                    print(f"iteration {iteration}/{iterations}  loss {loss:.3f}  test mAP {test_map:.3f}", flush=True)
-    return history
+
+def write_canvases(folder, canvases):
+    """Canvases (N, 28, 28) in [0, 1] as image files; returns their paths."""
+    import cv2
+
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{k}.png") for k in range(len(canvases))]
+    for path, canvas in zip(paths, canvases):
+        cv2.imwrite(path, np.round(255 * canvas).astype(np.uint8))
+    return paths
 
 
 def run(loss, balance, seed, iterations, source_folder, draw=True):
     """Train with `loss`, write everything into its folder below `source_folder`, and return (metrics, folder).
 
-    `draw` says whether the pictures, too.
+    `draw` says whether the pictures, too, the deploy net, and its answers to image files.
     """
     name = variant_name(loss, balance)
     folder = source_folder / name.replace(" ", "-")
     folder.mkdir(exist_ok=True)
     nets = write_nets(folder, source_folder, loss, balance)
-    solver = make_solver(folder, nets, iterations, seed)
-    labels, test_nets = {}, {}
-    for split in ("tune", "test"):
-        labels[split] = read_split(source_folder, split, "label")
-        test_nets[split] = caffe.Net(str(nets[split]), caffe.TEST)
-        test_nets[split].share_with(solver.net)  # the weights that the solver trains
+    solver = write_solver(folder, nets, iterations, seed)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    (folder / "preprocessing.json").write_text(json.dumps(PREPROCESSING) + "\n")
+    trained = train(str(solver), preprocessing=str(folder / "preprocessing.json"))
+    if trained["interrupted"]:
+        raise KeyboardInterrupt
+    weights = str(folder / "digits.caffemodel")
+    shutil.copyfile(trained["weights"], weights)
 
-    def predict_split(split):
-        return predict(test_nets[split], len(labels[split]))
-
-    def measure():
-        probs, test_loss = predict_split("test")
-        return test_loss, average_precision_score(labels["test"], probs, average="macro")
-
-    history = train(solver, iterations, measure)
-    threshold = best_threshold(labels["tune"], predict_split("tune")[0])
-    probs, _ = predict_split("test")
-    metrics = evaluate(labels["test"], probs, threshold)
-
-    solver.net.save(str(folder / "digits.caffemodel"))
+    threshold = best_threshold(*net_outputs(str(nets["tune"]), weights)[:2])
+    labels, probs, _, _ = net_outputs(str(nets["test"]), weights)
+    metrics = measure(labels, probs, threshold)
+    history = learning_curves(folder)
     report = {"loss": name, "seed": seed, "iterations": iterations, "threshold": threshold, "metrics": metrics}
     (folder / "metrics.json").write_text(json.dumps(dict(report, history=history), indent=1) + "\n")
     if draw:
-        figures.draw_curves(folder / "curves.png", history, name, labels["test"])
+        labels = read_split(source_folder, "test", "label")
+        figures.draw_curves(folder / "curves.png", history, name, labels)
         canvases = read_split(source_folder, "test", "data")[:, 0]
-        figures.draw_predictions(folder / "predictions.png", canvases, labels["test"], probs, threshold, loss)
+        figures.draw_predictions(folder / "predictions.png", canvases, labels, probs, threshold, loss)
+        deploy(str(nets["test"]), str(folder / "deploy.prototxt"), weights)
+        images = write_canvases(folder / "canvases", canvases[figures.choose(labels, probs > threshold)])
+        answer_images(folder, weights, images, threshold)
     return metrics, folder
+
+
+def answer_images(folder, weights, images, threshold):
+    """Print what the deployed net finds on image files."""
+    for answer in predict(str(folder / "deploy.prototxt"), weights, images, threshold=threshold, at_least_one=True):
+        found = "  ".join(f"{label['class']} {label['score']:.3f}" for label in answer["labels"])
+        print(f"{os.path.relpath(answer['image'], folder)}: {found}")
 
 
 def variant_name(loss, balance):
@@ -298,7 +295,7 @@ def main():
         print(f"Took {time.time() - started:.0f} s.")
     except OSError as error:
         stop(f"cannot write into {arguments.output}: {error}")
-    except FloatingPointError as error:
+    except (UsageError, Diverged) as error:
         stop(error)
     except KeyboardInterrupt:
         stop("interrupted")

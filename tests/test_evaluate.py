@@ -1,0 +1,242 @@
+"""`evaluate`: every sample once, all label formats, thresholds, files, and what it says of bad input."""
+
+import argparse
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+from tiny_nets import CLASSES, OURS, SIGMOID, body, listing, make_labels, make_run, run_command, write_hdf5, write_lmdb
+
+from multilabel_softmax_loss.evaluate import add_arguments, net_outputs, read_thresholds, run_here
+from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.nets import Head
+from multilabel_softmax_loss.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with train_val.prototxt, its data, and run/best.caffemodel."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(make_run(folder))
+    return folder
+
+
+def evaluate(folder, *words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run_here(parser.parse_args([str(folder / "train_val.prototxt"), *map(str, words)]))
+
+
+def test_every_sample_counts_once_and_in_order(trained):
+    truth, probs, known, _ = net_outputs(str(trained / "train_val.prototxt"), str(trained / "run" / "best.caffemodel"))
+    with h5py.File(trained / "test.h5", "r") as file:
+        assert np.array_equal(truth, file["label"][:] > 0)
+    assert len(truth) == 37  # batches of 10
+    assert probs.sum(axis=1) == pytest.approx(np.ones(37))
+    assert known.all()
+
+
+def test_shuffled_training_data_are_read_in_order_too(trained):
+    weights = str(trained / "run" / "best.caffemodel")
+    truth = net_outputs(str(trained / "train_val.prototxt"), weights, phase="TRAIN")[0]
+    with h5py.File(trained / "train.h5", "r") as file:
+        assert np.array_equal(truth, file["label"][:] > 0)
+
+
+def test_two_lmdbs_give_what_an_hdf5_file_gives(trained, tmp_path):
+    weights = str(trained / "run" / "best.caffemodel")
+    with h5py.File(trained / "test.h5", "r") as file:
+        x, y = file["data"][:], file["label"][:]
+    net = "".join(
+        f'layer {{ name: "{top}" type: "Data" top: "{top}" data_param {{ source: "{source}" batch_size: 10 '
+        "backend: LMDB } }\n"
+        for top, source in (("data", write_lmdb(tmp_path / "x", x)), ("label", write_lmdb(tmp_path / "y", y)))
+    )
+    (tmp_path / "net.prototxt").write_text(net + body() + OURS % "")
+    found = net_outputs(str(tmp_path / "net.prototxt"), weights)
+    expected = net_outputs(str(trained / "train_val.prototxt"), weights)
+    assert np.array_equal(found[0], expected[0])
+    assert found[1] == pytest.approx(expected[1])
+
+
+def test_the_command_prints_a_table_and_writes_json_thresholds_and_a_picture(trained, tmp_path):
+    (tmp_path / "classes.txt").write_text("".join(f"class {k}\n" for k in range(CLASSES)))
+    process = run_command(
+        *("evaluate", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
+        *("-k", 1, 3, "--classes", "classes.txt"),
+        *("--json", "e.json", "--picture", "e.png", "--tune-thresholds", "t.json"),
+        folder=tmp_path,
+        check=0,
+    )
+    assert process.stderr == ""
+    report = json.loads((tmp_path / "e.json").read_text())
+    rows = ["net, top 1", "net, top 3", "net, tuned here", "most frequent 1", "most frequent 3", "all zeros"]
+    assert list(report["metrics"]) == rows
+    for name in rows:
+        assert f"\n{name} " in process.stdout
+    assert f"{report['metrics']['net, top 3']['mAP']:.3f}" in process.stdout
+    assert [entry["class"] for entry in report["per_class"]] == [f"class {k}" for k in range(CLASSES)]
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    # The file of thresholds decides as the tuning said.
+    again = run_command(
+        *("evaluate", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
+        *("--thresholds", "t.json", "--json", "again.json"),
+        folder=tmp_path,
+        check=0,
+    )
+    assert "net, thresholds" in again.stdout
+    found = json.loads((tmp_path / "again.json").read_text())["metrics"]["net, thresholds"]
+    assert found == report["metrics"]["net, tuned here"]
+
+
+def test_a_class_without_positives_is_said_counted_and_left_out(trained, tmp_path, capsys):
+    with h5py.File(trained / "test.h5", "r") as file:
+        x, y = file["data"][:], file["label"][:]
+    y[:, 2] = 0
+    source = write_hdf5(tmp_path / "test", data=x, label=y)
+    words = ("--data", source, "--json", tmp_path / "e.json", "--tune-thresholds", tmp_path / "t.json")
+    assert evaluate(trained, trained / "run" / "best.caffemodel", *words) == 0
+    assert "1 of 6 classes have no positives, so their average precision is undefined" in capsys.readouterr().out
+    report = json.loads((tmp_path / "e.json").read_text())
+    ap = [entry["AP"] for entry in report["per_class"]]
+    assert report["classes_without_positives"] == ["2"]
+    assert ap[2] is None
+    assert report["metrics"]["net, top 3"]["mAP"] == pytest.approx(np.mean([ap[k] for k in (0, 1, 3, 4, 5)]))
+    assert read_thresholds(str(tmp_path / "t.json"))[2] == np.inf
+
+
+SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    "head, scores, labels, truth, known",
+    [
+        pytest.param(
+            Head("s", "l", "softmax", label_format="indices"),
+            SCORES[:2],
+            [[0, 5, 5], [2, -1, -1]],
+            [[1, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]],
+            np.ones((2, 6)),
+            id="indices",
+        ),
+        pytest.param(
+            Head("s", "l", "softmax", label_format="class", ignore_label=255),
+            SCORES[:3],
+            [3, 255, 0],
+            [[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]],
+            np.ones((2, 6)),
+            id="one class, one ignored",
+        ),
+        pytest.param(
+            Head("s", "l", "sigmoid", ignore_label=-1),
+            SCORES[:2],
+            [[1, 0, -1, 0.5, 0, 0], [-1] * 6],
+            [[1, 0, 0, 1, 0, 0]],
+            [[1, 1, 0, 1, 1, 1]],
+            id="unknown entries",
+        ),
+        pytest.param(
+            Head("s", "l", "softmax"),
+            SCORES.reshape(2, 3, 2, 2),
+            np.eye(3, 4).reshape(1, 3, 2, 2).repeat(2, axis=0),
+            [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]] * 2,
+            np.ones((8, 3)),
+            id="positions of an image",
+        ),
+        pytest.param(
+            Head("s", "l", "softmax"), SCORES[:1], np.eye(1, 6).reshape(1, 6, 1, 1), np.eye(1, 6), np.ones((1, 6)),
+            id="labels with axes of 1",
+        ),
+    ],
+)  # fmt: skip
+def test_labels_of_all_formats_are_read(head, scores, labels, truth, known):
+    found_truth, probs, found_known = head.rows(scores, np.asarray(labels, dtype=np.float32))
+    assert np.array_equal(found_truth, np.array(truth, bool))
+    assert np.array_equal(found_known, np.array(known, bool))
+    assert probs.shape == found_truth.shape
+
+
+def test_probabilities_are_softmax_and_sigmoid_of_any_scores():
+    scores = np.array([[1e4, 0, -1e4]], np.float32)
+    assert Head("s", None, "softmax").probs(scores).tolist() == [[1, 0, 0]]
+    assert Head("s", None, "sigmoid").probs(scores).tolist() == [[1, 0.5, 0]]
+
+
+def test_a_sigmoid_net_is_evaluated_by_its_sigmoid(tmp_path):
+    summary = train(make_run(tmp_path, loss=SIGMOID, max_iter=3, test=False))
+    _, probs, _, head = net_outputs(str(tmp_path / "train_val.prototxt"), summary["weights"])
+    assert head.activation == "sigmoid"
+    assert not np.allclose(probs.sum(axis=1), 1)
+
+
+def test_the_blobs_can_be_named_for_a_loss_that_is_not_known(trained, tmp_path):
+    net = (trained / "train_val.prototxt").read_text().replace(OURS % "", "")
+    unknown = 'layer { name: "loss" type: "EuclideanLoss" bottom: "scores" bottom: "label" top: "loss" }'
+    (tmp_path / "net.prototxt").write_text(net + unknown)
+    weights, path = str(trained / "run" / "best.caffemodel"), str(tmp_path / "net.prototxt")
+    with pytest.raises(UsageError, match="has no loss layer known here"):
+        net_outputs(path, weights)
+    found = net_outputs(path, weights, scores="scores", labels="label", activation="softmax")
+    assert np.array_equal(found[1], net_outputs(str(trained / "train_val.prototxt"), weights)[1])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        pytest.param(["no.caffemodel"], "no.caffemodel is no file; expected weights", id="missing weights"),
+        pytest.param(["torn.caffemodel"], "is torn, or no weights file", id="torn weights"),
+        pytest.param(["other.caffemodel"], "has no weights for layer 'hidden'", id="weights of another net"),
+        pytest.param(["narrow.caffemodel"], "for layer 'scores'; expected [(6, 10), (6,)]", id="shape"),
+        pytest.param(["good", "--scores", "score"], "no blob 'score'; did you mean 'scores'?", id="blob name"),
+        pytest.param(["good", "--labels", "data"], "(10, 5); expected (10, 6)", id="labels"),
+        pytest.param(["good", "--data", "empty.txt"], "is an empty set; expected at least one sample", id="empty set"),
+        pytest.param(["good", "--data", "foreign.txt"], "has no data set 'label'; it has data", id="foreign set"),
+        pytest.param(["good", "--data", "torn.txt"], "is no readable HDF5 file", id="torn set"),
+        pytest.param(["good", "--data", "zeros.txt"], "holds no positive label in 5 samples", id="no positives at all"),
+        pytest.param(["good", "--data", "wide.txt"], "(10, 7); expected (10, 6)", id="label width"),
+        pytest.param(["good", "-k", "7"], "-k is 7; expected 1 to 6", id="k"),
+        pytest.param(["good", "--classes", "two.txt"], "names 2 classes; expected 6", id="class names"),
+        pytest.param(["good", "--thresholds", "two.txt"], "is no file of thresholds", id="foreign thresholds"),
+        pytest.param(["good", "--json", "no/e.json"], "no/e.json cannot be written", id="no such folder"),
+        pytest.param(["good", "--picture", "e.xyz"], "e.xyz: unknown kind of file", id="picture suffix"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence_and_writes_nothing(trained, tmp_path, monkeypatch, words, message):
+    from caffe.proto import caffe_pb2
+
+    monkeypatch.chdir(tmp_path)
+    good = trained / "run" / "best.caffemodel"
+    (tmp_path / "torn.caffemodel").write_bytes(good.read_bytes()[:200])
+    net = caffe_pb2.NetParameter.FromString(good.read_bytes())
+    for layer in net.layer:
+        if layer.name == "scores":
+            layer.blobs[0].shape.dim[0] = layer.blobs[1].shape.dim[0] = 5
+            del layer.blobs[0].data[50:]
+            del layer.blobs[1].data[5:]
+    (tmp_path / "narrow.caffemodel").write_bytes(net.SerializeToString())
+    for layer in net.layer:
+        layer.name = f"other {layer.name}"
+    (tmp_path / "other.caffemodel").write_bytes(net.SerializeToString())
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    x, y = make_labels(np.random.RandomState(0), 5)
+    write_hdf5("empty", data=x[:0], label=y[:0])
+    write_hdf5("foreign", data=x)
+    write_hdf5("zeros", data=x, label=0 * y)
+    write_hdf5("wide", data=x, label=np.ones((5, 7), np.float32))
+    write_hdf5("torn", data=x, label=y)
+    (tmp_path / "torn.h5").write_bytes((tmp_path / "torn.h5").read_bytes()[:900])
+    before = listing(tmp_path)
+    words = [str(good) if word == "good" else word for word in words]
+    outputs = ["--tune-thresholds", "t.json"] + ([] if "--json" in words else ["--json", "e.json"])
+    with pytest.raises(UsageError, match=re.escape(message)):
+        evaluate(trained, *words, *outputs)
+    assert listing(tmp_path) == before
+
+
+def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_path):
+    process = run_command("evaluate", trained / "train_val.prototxt", "no.caffemodel", folder=tmp_path, check=2)
+    assert process.stdout == ""
+    expected = "no.caffemodel is no file; expected weights (.caffemodel, or .caffemodel.h5)."
+    assert process.stderr == f"python -m multilabel_softmax_loss evaluate: error: {expected}\n"

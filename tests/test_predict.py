@@ -1,0 +1,198 @@
+"""`predict`: which labels, with which names and scores, from which pixels."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from tiny_nets import CLASSES, OURS, inner_product, listing, run_command, write_hdf5
+
+from multilabel_softmax_loss.deploy import deploy
+from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.predict import predict
+from multilabel_softmax_loss.preprocessing import Preprocessing, from_layer, write_preprocessing
+
+RECIPE = {"mean": [10, 20, 30], "scale": 0.01, "channels": "BGR"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A training net of (3, 4, 5) images with its deploy form, random weights, preprocessing.json and two images."""
+    import caffe
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(0)
+    images = rng.rand(4, 3, 4, 5).astype(np.float32)
+    source = write_hdf5(tmp_path / "images", data=images, label=np.eye(4, CLASSES, dtype=np.float32))
+    data = 'layer { name: "data" type: "HDF5Data" top: "data" top: "label"\n'
+    data += f'  hdf5_data_param {{ source: "{source}" batch_size: 2 }} }}\n'
+    (tmp_path / "train_val.prototxt").write_text(data + inner_product("scores", "data", CLASSES) + OURS % "")
+    caffe.Net("train_val.prototxt", caffe.TEST).save("net.caffemodel")
+    assert deploy("train_val.prototxt", "deploy.prototxt", "net.caffemodel") == 0
+    (tmp_path / "preprocessing.json").write_text(json.dumps(RECIPE))
+    for name, size in (("a.png", (4, 5)), ("b.png", (8, 10))):
+        cv2.imwrite(name, rng.randint(0, 256, (*size, 3)).astype(np.uint8))
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\ndog\neel\nfox\n")
+    return tmp_path
+
+
+def expected_probs(image, recipe=RECIPE):
+    """By hand: resize, order, mean, scale, inner product, softmax."""
+    import caffe
+
+    net = caffe.Net("train_val.prototxt", "net.caffemodel", caffe.TEST)
+    weights, bias = (blob.data.astype(np.float64) for blob in net.params["scores"])
+    pixels = cv2.imread(image)
+    if pixels.shape[0] != 4:
+        pixels = pixels.reshape(4, 2, 5, 2, 3).astype(float).mean(axis=(1, 3)).round()  # by area
+    if recipe["channels"] == "RGB":
+        pixels = pixels[:, :, ::-1]
+    x = (pixels.astype(float) - np.array(recipe["mean"])) * recipe["scale"]
+    exps = np.exp(weights @ x.transpose(2, 0, 1).ravel() + bias)
+    return exps / exps.sum()
+
+
+def scores_of(answer):
+    return {int(label["class"]): label["score"] for label in answer["labels"]}
+
+
+@pytest.mark.parametrize("net", ["deploy.prototxt", "train_val.prototxt"])
+@pytest.mark.parametrize("channels", ["BGR", "RGB"])
+def test_scores_are_the_probabilities_of_the_preprocessed_pixels(folder, net, channels):
+    recipe = {**RECIPE, "channels": channels}
+    (folder / "preprocessing.json").write_text(json.dumps(recipe))
+    answers = predict(net, "net.caffemodel", ["a.png", "b.png"], top_k=CLASSES)
+    for answer, tolerance in zip(answers, (1e-6, 2e-2)):  # OpenCV may round halves another way
+        found = scores_of(answer)
+        expected = expected_probs(answer["image"], recipe)
+        assert [found[k] for k in range(CLASSES)] == pytest.approx(list(expected), abs=tolerance)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_top_k_threshold_and_thresholds_per_class(folder):
+    probs = expected_probs("a.png")
+    order = [int(k) for k in np.argsort(-probs)]
+    assert list(scores_of(predict("deploy.prototxt", "net.caffemodel", ["a.png"])[0])) == order[:3]
+    assert list(scores_of(predict("deploy.prototxt", "net.caffemodel", ["a.png"], top_k=1)[0])) == order[:1]
+    middle = float(probs[order[1]] + probs[order[2]]) / 2
+    assert list(scores_of(predict("deploy.prototxt", "net.caffemodel", ["a.png"], threshold=middle)[0])) == order[:2]
+    levels = [None] * CLASSES  # never
+    levels[order[4]] = 0.0
+    (folder / "t.json").write_text(json.dumps({"thresholds": levels, "probabilities": "softmax"}))
+    assert (
+        list(scores_of(predict("deploy.prototxt", "net.caffemodel", ["a.png"], thresholds="t.json")[0])) == order[4:5]
+    )
+
+
+def test_at_least_one_never_gives_an_empty_answer(folder):
+    words = ("deploy.prototxt", "net.caffemodel", ["a.png", "b.png"])
+    assert [answer["labels"] for answer in predict(*words, threshold=1.1)] == [[], []]
+    for answer in predict(*words, threshold=1.1, at_least_one=True):
+        ((k, _),) = scores_of(answer).items()
+        assert k == int(np.argmax(expected_probs(answer["image"])))
+
+
+def test_the_command_prints_a_table_or_json_lines_with_class_names(folder):
+    words = ("predict", "deploy.prototxt", "net.caffemodel", "a.png", "b.png", "--classes", "classes.txt", "--top-k", 2)
+    table = run_command(*words, folder=folder, check=0)
+    assert re.fullmatch(r"(?:[ab]\.png(?:  (?:ant|bee|cat|dog|eel|fox) 0\.\d{3}){2}\n){2}", table.stdout)
+    lines = run_command(*words, "--json", folder=folder, check=0)
+    answers = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == ["a.png", "b.png"]
+    for answer in answers:
+        for label in answer["labels"]:
+            assert f"{label['class']} {label['score']:.3f}" in table.stdout
+    assert table.stderr == lines.stderr == ""
+
+
+def test_names_come_from_the_file_of_thresholds_too(folder):
+    content = {"thresholds": [0.0] * CLASSES, "classes": list("uvwxyz"), "probabilities": "softmax"}
+    (folder / "t.json").write_text(json.dumps(content))
+    (answer,) = predict("deploy.prototxt", "net.caffemodel", ["a.png"], thresholds="t.json")
+    assert {label["class"] for label in answer["labels"]} == set("uvwxyz")
+
+
+def test_grey_images_are_read_as_grey():
+    image = np.dstack([np.full((2, 2), value, np.uint8) for value in (10, 20, 30)])
+    planes = Preprocessing((5.0,), 2.0, "GRAY").apply(image, 2, 2)
+    grey = round(0.114 * 10 + 0.587 * 20 + 0.299 * 30)  # ITU-R BT.601, as OpenCV has it
+    assert planes.tolist() == [[[2.0 * (grey - 5)] * 2] * 2]
+
+
+def test_preprocessing_is_taken_from_layers_that_decode_images_and_never_guessed(tmp_path):
+    from caffe.proto import caffe_pb2
+    from google.protobuf import text_format
+
+    def layer(text):
+        return text_format.Parse(text, caffe_pb2.LayerParameter())
+
+    images = layer('type: "ImageData" transform_param { mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5 }')
+    assert from_layer(images) == Preprocessing((1.0, 2.0, 3.0), 0.5, "BGR")
+    write_preprocessing(str(tmp_path), [images])
+    assert Preprocessing.read(str(tmp_path / "preprocessing.json")) == from_layer(images)
+    assert from_layer(layer('type: "HDF5Data"')) is None
+    write_preprocessing(str(tmp_path / "nowhere"), [layer('type: "HDF5Data"')])
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_path, compressed):
+    import lmdb
+    from caffe.proto import caffe_pb2
+
+    datum = caffe_pb2.Datum(channels=3, height=4, width=4, data=bytes(48))
+    if compressed:
+        datum = caffe_pb2.Datum(data=cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes(), encoded=True)
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as environment, environment.begin(write=True) as writer:
+        writer.put(b"0", datum.SerializeToString())
+    layer = caffe_pb2.LayerParameter(type="Data")
+    layer.data_param.source, layer.data_param.backend = str(tmp_path / "db"), layer.data_param.LMDB
+    assert from_layer(layer) == (Preprocessing((0.0,), 1.0, "BGR") if compressed else None)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        pytest.param({"images": ["a.png", "no.png"]}, "no.png is no file; expected an image", id="no image"),
+        pytest.param({"images": ["a.png", "torn.png"]}, "torn.png is torn, or no image", id="torn image"),
+        pytest.param({"images": ["classes.txt"]}, "classes.txt is torn, or no image", id="foreign image"),
+        pytest.param({"net": "no.prototxt"}, "no.prototxt cannot be read", id="no net"),
+        pytest.param({"weights": "classes.txt"}, "classes.txt is torn, or no weights file", id="foreign weights"),
+        pytest.param({"classes": "two.txt"}, "two.txt names 2 classes; expected 6", id="class names"),
+        pytest.param({"top_k": 7}, "--top-k is 7; expected 1 to 6", id="k"),
+        pytest.param({"at_least_one": True}, "--at-least-one needs --threshold", id="nothing to be at least one of"),
+        pytest.param({"thresholds": "sigmoid.json"}, "tuned on sigmoid probabilities", id="activation"),
+        pytest.param({"thresholds": "short.json"}, "holds 2 thresholds; expected 6", id="number of thresholds"),
+        pytest.param({"preprocessing": "no.json"}, "no.json is missing: the mean, scale and channel", id="no recipe"),
+        pytest.param({"preprocessing": "grey.json"}, "takes 3 channels, and the preprocessing says 'GRAY'", id="grey"),
+        pytest.param({"preprocessing": "two.txt"}, "two.txt is no JSON", id="foreign recipe"),
+        pytest.param({"preprocessing": "means.json"}, "has 2 means for BGR; expected 1 or 3", id="means"),
+        pytest.param({"preprocessing": "nan.json"}, "no finite number", id="nan in the recipe"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence_and_writes_nothing(folder, options, message):
+    (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    (folder / "two.txt").write_text("one\ntwo\n")
+    for name, content in {
+        "sigmoid": {"thresholds": [0.5] * 6, "probabilities": "sigmoid"},
+        "short": {"thresholds": [0.5] * 2},
+        "grey": {"mean": 0, "scale": 1, "channels": "GRAY"},
+        "means": {"mean": [0, 1], "scale": 1, "channels": "BGR"},
+        "nan": {"mean": 0, "scale": float("nan"), "channels": "BGR"},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    before = listing(folder)
+    arguments = {"net": "deploy.prototxt", "weights": "net.caffemodel", "images": ["a.png"], **options}
+    with pytest.raises(UsageError, match=re.escape(message)):
+        predict(**arguments)
+    assert listing(folder) == before
+
+
+def test_a_bad_image_among_good_ones_ends_the_command_before_any_answer(folder):
+    words = ("predict", "deploy.prototxt", "net.caffemodel", "a.png", "classes.txt")
+    process = run_command(*words, folder=folder, check=2)
+    assert process.stdout == ""
+    assert process.stderr == (
+        "python -m multilabel_softmax_loss predict: error: classes.txt is torn, or no image that OpenCV reads.\n"
+    )
