@@ -103,7 +103,7 @@ def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
     """Masks, saturated and enormous scores among ordinary ones."""
     scores, labels = random_case(shape)
     if label_format == "indices":
-        labels = np.argmax(labels, axis=1, keepdims=True).astype(np.float32)
+        labels = labels.argmax(axis=1).astype(np.float32)[:, None]
     rows = np.moveaxis(scores, 1, -1).reshape(-1, 5)
     rows[3] = [1, 2, -np.inf, 0, 1]
     rows[7] = [3000, -4000, 0, 0, 1]

@@ -148,19 +148,15 @@ def newest():
     return max([int(re.search("iter_([0-9]+)", name).group(1)) for name in manifests], default=-1)
 
 draw = random.Random(int(sys.argv[4]))
-started, child = time.monotonic(), begin()
-while newest() < 14:
-    time.sleep(0.001)
-pace = time.monotonic() - started                    # however fast or busy this machine is
 killed = []
-while True:
+while len(killed) < kills:
+    child, goal = begin(), newest() + 7 * draw.randrange(10)
+    while newest() < goal:
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.05))                # amid the start, a step, a test or a snapshot
     os.kill(child, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run was over before it was killed often enough"
     killed.append(newest())
-    if len(killed) == kills:
-        break
-    child = begin()
-    time.sleep(draw.uniform(0.1, 2.0) * pace)
 status = os.waitpid(begin(), 0)[1]
 print(*killed)
 sys.exit(os.WEXITSTATUS(status))
