@@ -278,6 +278,20 @@ def count_positive(row, positives):
         positives[j] += 1.0 if row[j] != 0 else 0.0
 
 
+@inlined
+def write_slopes(exps, labels, ignoring, ignore_label, w, share, scale, background, gradient):
+    for j in range(len(labels)):
+        y = labels[j]
+        there = 0.0 if ignoring and y == ignore_label else w
+        gradient[j] = share[j] * exps[j] - there * (scale[j] * y + background[j])
+
+
+@inlined
+def write_probs(exps, exp_sum, probs):
+    for j in range(len(exp_sum)):
+        probs[j] = exps[j] / exp_sum[j] if exp_sum[j] > 0 else 0.0
+
+
 @compiled
 def dense_columns(
     scores, labels, sample_weight, class_weight, ignoring, ignore_label, parts, smoothing, uniform,
@@ -336,15 +350,14 @@ def dense_columns(
                 exp_sum[j], highest[j], sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
             )  # fmt: skip
         for k in range(classes):
+            w = class_weight[k] if len(class_weight) else 1.0
             if len(gradient):
-                w = class_weight[k] if len(class_weight) else 1.0
-                for j in range(count):
-                    y = labels[n, k, first + j]
-                    known_here = 0.0 if ignoring and y == ignore_label else 1.0
-                    gradient[n, k, first + j] = share[j] * exps[k, j] - known_here * w * (scale[j] * y + background[j])
+                given = labels[n, k, first : first + count]
+                write_slopes(
+                    exps[k], given, ignoring, ignore_label, w, share, scale, background, gradient[n, k, first:]
+                )
             if len(probs):
-                for j in range(count):
-                    probs[n, k, first + j] = exps[k, j] / exp_sum[j] if exp_sum[j] > 0 else 0.0
+                write_probs(exps[k], exp_sum[:count], probs[n, k, first:])
     return True
 
 
@@ -421,6 +434,12 @@ def index_rows(
     return True
 
 
+@inlined
+def write_unlisted(exps, w, share, background, gradient):
+    for j in range(len(share)):
+        gradient[j] = share[j] * exps[j] - w * background[j]
+
+
 @compiled
 def index_columns(
     scores, indices, sample_weight, class_weight, padding, parts, smoothing, uniform,
@@ -431,6 +450,7 @@ def index_columns(
     width, tiles = tiling(classes, places)
     exps = np.empty((classes, width))
     there, exp_sum, score_dot = np.ones(width), np.empty(width), np.empty(width)
+    shares, scales, backgrounds = np.empty(width), np.empty(width), np.empty(width)
     highest = np.empty(width, np.int32)
     listed = np.empty(indices.shape[1], np.int64)
     weighted = len(class_weight) > 0
@@ -463,18 +483,21 @@ def index_columns(
                 float(found), float(found), float(classes), weighted_total, weighted_known, dot, score_dot[j],
                 exp_sum[j], highest[j], sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
             )  # fmt: skip
+            # The places of one class are written side by side, so the listed classes wait until all others are done.
+            shares[j], scales[j], backgrounds[j] = share, scale, background
+        for k in range(classes):
+            w = class_weight[k] if weighted else 1.0
             if len(gradient):
-                for k in range(classes):
-                    w = class_weight[k] if weighted else 1.0
-                    gradient[n, k, first + j] = share * exps[k, j] - background * w
+                write_unlisted(exps[k], w, shares[:count], backgrounds, gradient[n, k, first:])
+            if len(probs):
+                write_probs(exps[k], exp_sum[:count], probs[n, k, first:])
+        if len(gradient):
+            for j in range(count):
+                found = distinct(indices[n, :, first + j], padding, classes, listed)
                 for i in range(found):
                     k = listed[i]
                     w = class_weight[k] if weighted else 1.0
-                    gradient[n, k, first + j] = share * exps[k, j] - w * (scale + background)
-        if len(probs):
-            for k in range(classes):
-                for j in range(count):
-                    probs[n, k, first + j] = exps[k, j] / exp_sum[j]
+                    gradient[n, k, first + j] = shares[j] * exps[k, j] - w * (scales[j] + backgrounds[j])
     return True
 
 
@@ -639,6 +662,38 @@ def plain_sigmoid_rows(scores, labels, sample_weight, scale, background, losses,
     return True
 
 
+@inlined
+def weigh_terms(row, there, positive_weight, negative_weight, scale, background, positive, negative):
+    for j in range(len(row)):
+        t = scale * row[j] + background
+        positive[j] = there[j] * positive_weight * t
+        negative[j] = there[j] * negative_weight * (1 - t)
+
+
+@inlined
+def add_entries(scores, positive, negative, gamma, loss, slopes):
+    if gamma == 0:
+        for j in range(len(scores)):
+            cost, slopes[j] = plain_entry(scores[j], positive[j], negative[j])
+            loss[j] += cost
+    else:
+        for j in range(len(scores)):
+            cost, slopes[j] = focal_entry(scores[j], positive[j], negative[j], gamma)
+            loss[j] += cost
+
+
+@inlined
+def multiply(weight, slopes, gradient):
+    for j in range(len(weight)):
+        gradient[j] = weight[j] * slopes[j]
+
+
+@inlined
+def write_sigmoids(scores, probs):
+    for j in range(len(scores)):
+        probs[j] = log_sigmoids(scores[j])[2]
+
+
 @compiled
 def sigmoid_columns(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
@@ -666,10 +721,7 @@ def sigmoid_columns(
                 there[:] = 1
             count_bad(row[:count], 1.0, bad)
             add(1.0, there[:count], known)
-            for j in range(count):
-                t = scale * row[j] + background
-                positive[k, j] = there[j] * positive_weight[k] * t
-                negative[k, j] = there[j] * negative_weight[k] * (1 - t)
+            weigh_terms(row, there, positive_weight[k], negative_weight[k], scale, background, positive[k], negative[k])
         for j in range(count):
             if bad[j] > 0:
                 return False
@@ -686,20 +738,12 @@ def sigmoid_columns(
             weight[j] = weight[j] if known[j] > 0 else 0.0
             counts[place] = weight[j] * known[j]
         for k in range(classes):
-            if gamma == 0:
-                for j in range(count):
-                    cost, slopes[j] = plain_entry(scores[n, k, first + j], positive[k, j], negative[k, j])
-                    loss[j] += cost
-            else:
-                for j in range(count):
-                    cost, slopes[j] = focal_entry(scores[n, k, first + j], positive[k, j], negative[k, j], gamma)
-                    loss[j] += cost
+            s = scores[n, k, first : first + count]
+            add_entries(s, positive[k], negative[k], gamma, loss, slopes)
             if len(gradient):
-                for j in range(count):
-                    gradient[n, k, first + j] = weight[j] * slopes[j]
+                multiply(weight[:count], slopes, gradient[n, k, first:])
             if len(probs):
-                for j in range(count):
-                    probs[n, k, first + j] = log_sigmoids(scores[n, k, first + j])[2]
+                write_sigmoids(s, probs[n, k, first:])
         for j in range(count):
             losses[n * places + first + j] = weight[j] * loss[j] if loss[j] < np.inf else np.nan
     return True
@@ -744,6 +788,22 @@ TEAM = Team(count_threads())
 NO_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
+
+
+@compiled
+def scale_part(gradient, step, out, start, stop):
+    given, part = gradient[start:stop], out[start:stop]
+    for k in range(len(given)):
+        part[k] = given[k] * step
+    return True
+
+
+def scale(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
+    """out = gradient * step, by all threads where the arrays are large."""
+    if gradient.size < 8 * SHARED_ENTRIES:
+        np.multiply(gradient, np.float32(step), out=out)
+    else:
+        TEAM.run(scale_part, (gradient.ravel(), np.float32(step), out.ravel()), gradient.size, gradient.size)
 
 
 @compiled

@@ -9,7 +9,7 @@ import caffe
 import numpy as np
 
 from .blobs import InputError, Layout
-from .losses import load_kernels
+from .losses import load_kernels, scale_gradient
 from .options import Options, SigmoidOptions, SoftmaxOptions
 from .sigmoid import evaluate_sigmoid
 from .softmax import evaluate_softmax
@@ -84,7 +84,7 @@ class MultilabelLossLayer(caffe.Layer):
                 gradient = bottom[0].diff
                 _, divisor = self.run(bottom, gradient)
             step = float(top[0].diff) / divisor if divisor else 0.0
-            np.multiply(gradient, np.float32(step), out=bottom[0].diff)
+            scale_gradient(gradient, step, bottom[0].diff)
         for k in range(1, len(bottom)):
             if propagate_down[k]:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway

@@ -142,6 +142,15 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
     return done._replace(total=float(done.each.sum()))
 
 
+def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
+    """out = gradient * step for C-contiguous float32 arrays; `out` may be `gradient`."""
+    module = kernels()
+    if module is None:
+        np.multiply(gradient, np.float32(step), out=out)
+    else:
+        module.scale(gradient, step, out)
+
+
 def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
     """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
     rest = () if layout.flat else (2,)
