@@ -1,5 +1,6 @@
 """The gradient checker on Caffe layers and nets: every defect of the zoo by name, and no right layer failed."""
 
+import importlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 from multilabel_softmax_loss import assert_gradient, check_layer, check_net
 
 TESTS = Path(__file__).resolve().parent
+EXAMPLE = TESTS.parent / "examples" / "gradient_check"
 BATCHES = [2, 32, 256]
 
 
@@ -71,6 +73,18 @@ def test_holding_a_cage_can_fail():
     assert not hold(report, Cage(layer_zoo.Twice, "sign-error"), "fail")
     assert not hold(report, Cage(layer_zoo.Twice, "wrong-factor", "1/2"), "fail")
     assert not hold(check(right, 4), twice, "fail")
+
+
+@pytest.mark.parametrize("layer, answer", [
+    (layer_zoo.SoftmaxLoss, "pass"),
+    (layer_zoo.Twice, "fail"),
+    (layer_zoo.RaisesInSetup, "raises"),
+    (layer_zoo.TopWithoutShape, "aborts"),
+])  # fmt: skip
+def test_the_example_hears_what_becomes_of_a_layer_under_caffes_criterion(monkeypatch, layer, answer):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    zoo = importlib.import_module("zoo")
+    assert zoo.by_child(zoo.caffe_says, Cage(layer), 2) == answer
 
 
 def test_a_layer_with_all_the_published_faults_has_them_all_named():
