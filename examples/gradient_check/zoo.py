@@ -59,7 +59,7 @@ def ours(cage: Cage, batch: int):
 
 
 def by_child(says, cage: Cage, batch: int) -> str:
-    """What `says` answers in a process of its own, or "aborts" where Caffe ends that: a native CHECK cannot be caught."""
+    """What `says` answers in a process of its own; "aborts" where Caffe ends that one, as a native CHECK does."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(says(cage, batch)))
     child.start()
