@@ -112,11 +112,15 @@ def scales(x) -> np.ndarray:
 
 
 class Probe:
-    """A coordinate (`index`) or a direction (`vector`, root mean square 1 over its support)."""
+    """A coordinate (`index`) or a direction (`vector`, root mean square 1 over its support).
 
-    def __init__(self, index=None, vector=None):
+    `along` says that the direction follows the gradient to be checked, and is not random.
+    """
+
+    def __init__(self, index=None, vector=None, along=False):
         self.index = index
         self.vector = vector
+        self.along = along
         self.support = 1 if vector is None else int(np.count_nonzero(vector))
 
     def slope(self, gradient) -> float:
@@ -174,6 +178,10 @@ class Slopes:
         self.unit = np.append(self.unit, [probe.step(self.objective.x, self.size) for probe in probes])
         self.central, self.jump = np.hstack([self.central, unknown]), np.hstack([self.jump, unknown])
         self.tried = np.hstack([self.tried, np.isfinite(unknown)])
+
+    def changed(self) -> bool:
+        """Whether any step changed the objective."""
+        return bool(np.nan_to_num(self.jump).any() or np.nan_to_num(self.central).any())
 
     def evaluate(self, j, level) -> None:
         if not 0 <= level < len(LADDER) or self.tried[level, j] or time.monotonic() > self.deadline:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
-from multilabel_softmax_loss import assert_gradient, check_layer, check_net
+from multilabel_softmax_loss import assert_gradient, check_layer, check_net, gradient_check, gradient_check_layer
 
 TESTS = Path(__file__).resolve().parent
 EXAMPLE = TESTS.parent / "examples" / "gradient_check"
@@ -103,15 +103,41 @@ def test_each_mode_gives_a_verdict_and_says_which_it_was(mode, judged_on, layer,
     assert report.verdict == ("fail" if finding else "pass")
 
 
-def test_fewer_samples_lift_the_signal_out_of_the_rounding():
+@pytest.mark.parametrize("layer, lift, off, batch, arguments, says", [
+    (layer_zoo.FarFromZero, "FEWER", (), 256, {"mode": "caffe"}, "of the 256 samples, as more hide in rounding"),
+    (layer_zoo.SoftmaxLoss, "GAIN", 1.0, 8, {"loss_weight": 1e-41}, "1e+27 times the loss weight"),
+])  # fmt: skip
+def test_each_lift_decides_what_would_be_inconclusive(monkeypatch, layer, lift, off, batch, arguments, says):
+    report = check(Cage(layer), batch, **arguments)
+    assert_gradient(report)
+    assert says in report.mode
+    monkeypatch.setattr(gradient_check_layer, lift, off)
+    assert check(Cage(layer), batch, **arguments).verdict == "inconclusive"
+
+
+def test_more_directions_decide_on_all_samples_of_a_layer_for_float32(monkeypatch):
     report = check(Cage(layer_zoo.RefusesFloat64), 256)
-    assert report.verdict == "pass"
-    assert "of the 256 samples" in report.mode
+    assert_gradient(report)
+    assert report.mode == "Caffe, float32"
+    monkeypatch.setattr(gradient_check, "MORE_DIRECTIONS", 0)
+    assert "of the 256 samples" in check(Cage(layer_zoo.RefusesFloat64), 256).mode
 
 
-@pytest.mark.parametrize("loss_weight", [1e-36, 1e-3, 1e6])
+@pytest.mark.parametrize("layer, name", [("SoftmaxLoss", None), ("Twice", "wrong-factor"),
+                                         ("LastSampleForgotten", "wrong-gradient")])  # fmt: skip
+def test_a_large_layer_is_judged_in_caffe_alone_within_the_budget(layer, name):
+    generator = np.random.RandomState(0)
+    bottoms = [generator.randn(256, 1000), (generator.rand(256, 1000) < 0.1).astype(float)]
+    started = time.monotonic()
+    report = check_layer("layer_zoo", layer, bottoms, mode="caffe")
+    assert time.monotonic() - started < 10
+    assert report.verdict == ("fail" if name else "pass"), report
+    assert name is None or name in report.names
+
+
+@pytest.mark.parametrize("loss_weight", [1e-41, 1e-36, 1e-3, 1e6])
 def test_any_loss_weight_will_do(loss_weight):
-    """1e-36 puts most of the gradient below what float32 holds in full."""
+    """1e-36 puts most of the gradient below what float32 holds in full, 1e-41 all of it."""
     assert_gradient(check(Cage(layer_zoo.SoftmaxLoss), 8, loss_weight=loss_weight))
     assert check(Cage(layer_zoo.Twice), 8, loss_weight=loss_weight).names == ["wrong-factor"]
 
