@@ -150,7 +150,7 @@ def test_more_directions_pass_no_gradient_that_is_off_sideways(offset, size, ver
         lambda x: float(np.float32(mean_loss(x) + offset)), lambda x: mean_gradient(x) + size * aside(x), LARGE
     )
     assert report.verdict in verdicts
-    assert report.names in (["wrong-gradient"], ["cannot-tell"])
+    assert "wrong-factor" not in report.names
 
 
 def absolute(x):
