@@ -107,16 +107,7 @@ class GradientReport:
             "tolerance": self.tolerance,
             "factor": plain(self.factor),
             "findings": [{"name": f.name, "sentence": str(f), "fatal": f.fatal} for f in self.findings],
-            "worst": [
-                {
-                    "array": w.array,
-                    "position": list(w.position),
-                    "analytic": plain(w.analytic),
-                    "numeric": plain(w.numeric),
-                    "error_bar": plain(w.error_bar),
-                }
-                for w in self.worst
-            ],
+            "worst": [dict(zip(w._fields, (w.array, list(w.position), *map(plain, w[2:])))) for w in self.worst],
             "mode": self.mode,
             "notes": self.notes,
         }

@@ -136,6 +136,7 @@ class LayerCheck:
         self.findings: List[Finding] = []
         self.reseed = False
         self.gain = 1.0
+        self.stand_in_error: Optional[Exception] = None
 
     def add(self, name, sentence, fatal=True) -> None:
         if name not in [finding.name for finding in self.findings]:
@@ -178,7 +179,6 @@ class LayerCheck:
 
     def try_stand_in(self) -> Optional[StandInRunner]:
         """The layer on float64, or None where it cannot run there; `stand_in_error` then says why."""
-        self.stand_in_error: Optional[Exception] = None
         try:
             runner = StandInRunner(self.spec, self.layer_class, self.arrays)
             runner.backward(self.top_weights(runner.forward(self.arrays)), self.propagate)
@@ -186,8 +186,6 @@ class LayerCheck:
         except Exception as error:
             self.stand_in_error = error
             return None
-
-    stand_in_error: Optional[Exception] = None
 
     def fresh(self, arrays=None) -> CaffeRunner:
         """The layer in a new net, with the same parameters."""
