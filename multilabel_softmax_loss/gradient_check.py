@@ -307,15 +307,16 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
         return untold("no slope could be told from zero")
 
     kink, judged = probed & ~evidence.judged, evidence.judged
+    decided = verdict == "pass" and not evidence.right[judged].all()
     findings = []
-    if kink.any():
+    if kink.any() and not decided:  # what bends along no direction at all has no kink: that was noise
         where = [list(map(int, np.unravel_index(probes[j].index, x.shape))) for j in np.flatnonzero(kink & single)[:3]]
         sentence = f"{array}: the one-sided slopes disagree along {int(kink.sum())} of {int(probed.sum())} probes"
         sentence += f" (at {', '.join(map(str, where))})" if where else ""
         findings.append(Finding("kink", sentence + "; left out.", fatal=False))
     factor, factor_bar = fit(evidence, judged)
     shown = judged if judged.any() else probed
-    if verdict == "pass" and not evidence.right[judged].all():
+    if decided:
         counts += "; the directions decide, as coordinates hide in rounding"
         shown = judged & evidence.right
     # The probe that decides: the one furthest beyond its bar in a failure, the least certain one otherwise.
@@ -427,8 +428,11 @@ def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evi
         wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
         wrong &= slopes.least_error(slope) > tolerance * yardstick
         right = judged & (error + relative_bar <= tolerance)
-    directions = judged & spread
-    enough = right[judged].all() or (0 < MORE_DIRECTIONS <= directions.sum() and right[judged & ~single].all())
+    # Directions answer for the coordinates they move, if no kink is along them.
+    moves = movable(x)
+    alone = judged & np.array([probe.vector is not None or not moves.flat[probe.index] for probe in probes])
+    directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
+    enough = right[judged].all() or (directions and right[alone].all())
     verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
     return Evidence(array, analytic, probes, slope, value, bar, yardstick, error, relative_bar, single, wrong, right,
                     judged, too_kinked, verdict, tolerance, slopes.objective, deadline, random)  # fmt: skip
