@@ -428,11 +428,9 @@ def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evi
         wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
         wrong &= slopes.least_error(slope) > tolerance * yardstick
         right = judged & (error + relative_bar <= tolerance)
-    # Directions answer for the coordinates they move, if no kink is along them.
-    moves = movable(x)
-    alone = judged & np.array([probe.vector is not None or not moves.flat[probe.index] for probe in probes])
+    # Directions answer for the coordinates, if no kink is along them.
     directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
-    enough = right[judged].all() or (directions and right[alone].all())
+    enough = right[judged].all() or (directions and right[judged & ~single].all())
     verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
     return Evidence(array, analytic, probes, slope, value, bar, yardstick, error, relative_bar, single, wrong, right,
                     judged, too_kinked, verdict, tolerance, slopes.objective, deadline, random)  # fmt: skip

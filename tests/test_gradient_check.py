@@ -157,23 +157,8 @@ def test_more_directions_measure_the_factor_where_nothing_can_be_told():
     assert report.factor == pytest.approx(1.01, abs=2e-3)
 
 
-def test_directions_do_not_answer_for_what_they_cannot_move():
-    """A step along a direction is lost in the rounding of a coordinate of 1e9, whose slope is claimed to be 0."""
-    x = np.append(LARGE[:50].ravel(), 1e9).astype(np.float32).astype(np.float64)
-
-    def rounded(x):
-        return float(np.float32(10 * np.sin(x[:-1]).sum() + 2e-10 * x[-1]))
-
-    def claimed(x):
-        return np.append(10 * np.cos(x[:-1]), 0)
-
-    assert check_function(rounded, claimed, x).verdict != "fail"
-
-
 @pytest.mark.parametrize("offset", [0, 4, 30])
-@pytest.mark.parametrize("size, verdicts", [
-    (1e-3, {"inconclusive", "fail"}), (1.5e-3, {"inconclusive", "fail"}), (2e-3, {"inconclusive", "fail"}), (1e-2, {"fail"})
-])  # fmt: skip
+@pytest.mark.parametrize("size, verdicts", [(1e-3, {"inconclusive", "fail"}), (1e-2, {"fail"})])
 def test_more_directions_pass_no_gradient_that_is_off_sideways(offset, size, verdicts):
     report = check_function(
         lambda x: float(np.float32(mean_loss(x) + offset)), lambda x: mean_gradient(x) + size * aside(x), LARGE
