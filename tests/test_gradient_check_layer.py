@@ -115,6 +115,11 @@ def test_each_lift_decides_what_would_be_inconclusive(monkeypatch, layer, lift, 
     assert check(Cage(layer), batch, **arguments).verdict == "inconclusive"
 
 
+def test_a_gradient_of_zero_is_no_reason_for_another_loss_weight():
+    for layer in (layer_zoo.Zero, layer_zoo.Constant):
+        assert "loss weight" not in check(Cage(layer), 8).mode
+
+
 def test_more_directions_decide_on_all_samples_of_a_layer_for_float32(monkeypatch):
     report = check(Cage(layer_zoo.RefusesFloat64), 256)
     assert_gradient(report)
