@@ -21,6 +21,8 @@ BUDGET = 10.0
 ALL_COORDINATES = 600
 """Up to this size every coordinate is probed."""
 
+MORE_DIRECTIONS = 16
+"""Random directions tried where rounding hides the coordinates."""
 
 VERDICTS = ("pass", "inconclusive", "fail")
 
@@ -105,16 +107,7 @@ class GradientReport:
             "tolerance": self.tolerance,
             "factor": plain(self.factor),
             "findings": [{"name": f.name, "sentence": str(f), "fatal": f.fatal} for f in self.findings],
-            "worst": [
-                {
-                    "array": w.array,
-                    "position": list(w.position),
-                    "analytic": plain(w.analytic),
-                    "numeric": plain(w.numeric),
-                    "error_bar": plain(w.error_bar),
-                }
-                for w in self.worst
-            ],
+            "worst": [dict(zip(w._fields, (w.array, list(w.position), *map(plain, w[2:])))) for w in self.worst],
             "mode": self.mode,
             "notes": self.notes,
         }
@@ -288,32 +281,18 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
         return stop("fail", "not measured", Finding("loss-not-finite", f"the loss is {objective.value}."))
 
     random = np.random.RandomState(seed)
-    time_left = deadline - time.monotonic()
+    now = time.monotonic()
+    time_left = max(deadline - now, 0)
     probes = choose_probes(analytic, x, objective.seconds, time_left, random, coordinates)
     if not probes:
         return untold("no entry is finite")
-    slopes = Slopes(objective, probes, deadline - 0.2 * max(time_left, 0))
-    slope = np.array([probe.slope(analytic) for probe in probes])
-    support = np.array([probe.support for probe in probes])
-    single = support == 1
-
-    def yardsticks(value):
-        """The largest entry for a coordinate, the norm for a direction; of the two gradients, the larger."""
-        known = np.where(np.isfinite(value), np.abs(value), 0)
-        largest = max(np.abs(analytic).max(), known[single].max() if single.any() else 0.0)
-        whole = support > x.size // 2
-        norm = max(float(np.linalg.norm(analytic)), math.sqrt(np.mean(known[whole] ** 2)) if whole.any() else 0.0)
-        if not single.any():
-            largest = max(largest, norm / math.sqrt(x.size))
-        norm = max(norm, largest)
-        own = np.where(single, 0, np.maximum(known, np.abs(slope)))
-        return np.maximum(np.minimum(norm, largest * np.sqrt(support)), own)
-
-    climb(slopes, slope, yardsticks, tolerance)
-    value, truncation, rounding = slopes.estimate()
-    bar = truncation + SIGMAS * rounding
-    yardstick = yardsticks(value)
-    changed = bool(np.nan_to_num(slopes.jump).any() or np.nan_to_num(slopes.central).any())
+    slopes = Slopes(objective, probes, now + 0.6 * time_left)
+    evidence = weigh(array, analytic, slopes, tolerance, deadline, random)
+    if evidence.verdict == "inconclusive" and coordinates and MORE_DIRECTIONS:
+        slopes.deadline = now + 0.85 * time_left
+        slopes.add(more_directions(analytic, x, random))
+        evidence = weigh(array, analytic, slopes, tolerance, deadline, random, len(probes))
+    verdict, probes, value, single = evidence.verdict, slopes.probes, evidence.value, evidence.single
     probed = np.isfinite(value)
     counts = (
         f"{array} {x.shape}: {int((probed & single).sum())} of {x.size} coordinates, "
@@ -321,86 +300,69 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
     )
     if not probed.any():
         return untold("no slope could be measured within the time and the domain of the loss")
-    if not changed and not analytic.any():
+    if not slopes.changed() and not analytic.any():
         said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
         return Measurement("pass", 0.0, 0.0, math.nan, 0.0, [said], [], counts)
-
-    if not yardstick.any():
+    if not evidence.yardstick.any():
         return untold("no slope could be told from zero")
-    with np.errstate(invalid="ignore"):
-        error = np.abs(slope - value) / yardstick
-        # The analytic gradient is rounded to the dtype of x too.
-        relative_bar = bar / yardstick + 8 * np.finfo(x.dtype).eps * np.abs(slope) / yardstick
-    bent, kink = slopes.bends(0.5 * tolerance * yardstick)
-    # Or a slope that still moves where no smaller step can be told from noise: the loss bends within reach of the step.
-    kink = probed & (kink | (bent & (relative_bar > tolerance) & (truncation > SIGMAS * rounding)))
-    judged = probed & ~kink
-    counted = probed & (single if (probed & single).any() else True)
-    too_kinked = 2 * (kink & counted).sum() >= counted.sum()
+
+    kink, judged = probed & ~evidence.judged, evidence.judged
+    decided = verdict == "pass" and not evidence.right[judged].all()
     findings = []
-    if kink.any():
+    if kink.any() and not decided:  # what bends along no direction at all has no kink: that was noise
         where = [list(map(int, np.unravel_index(probes[j].index, x.shape))) for j in np.flatnonzero(kink & single)[:3]]
         sentence = f"{array}: the one-sided slopes disagree along {int(kink.sum())} of {int(probed.sum())} probes"
         sentence += f" (at {', '.join(map(str, where))})" if where else ""
         findings.append(Finding("kink", sentence + "; left out.", fatal=False))
-    with np.errstate(invalid="ignore"):
-        wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
-        wrong &= slopes.least_error(slope) > tolerance * yardstick
-    right = judged & (error + relative_bar <= tolerance)
-    if wrong.any():
-        verdict = "fail"
-    elif right.sum() == judged.sum() and not too_kinked:
-        verdict = "pass"
-    else:
-        verdict = "inconclusive"
-
-    factor, factor_bar = fit(slope, value, bar, yardstick, judged)
+    factor, factor_bar = fit(evidence, judged)
     shown = judged if judged.any() else probed
+    if decided:
+        counts += "; the directions decide, as coordinates hide in rounding"
+        shown = judged & evidence.right
     # The probe that decides: the one furthest beyond its bar in a failure, the least certain one otherwise.
+    error, relative_bar = evidence.error, evidence.relative_bar
     score = error - relative_bar if verdict == "fail" else error + relative_bar
     head = int(np.argmax(np.where(shown, score, -np.inf)))
     order = [j for j in np.argsort(-np.where(shown & single, error, -1)) if single[j] and shown[j]][:6]
     worst = [
-        Coordinate(array, tuple(map(int, np.unravel_index(probes[j].index, x.shape))), slope[j], value[j], bar[j])
+        Coordinate(array, tuple(map(int, np.unravel_index(probes[j].index, x.shape))),
+                   evidence.slope[j], value[j], evidence.bar[j])
         for j in order
-    ]
+    ]  # fmt: skip
     if verdict == "fail":
         names = sizes if sizes is not None else {f"shape[{k}]": n for k, n in enumerate(x.shape)}
-        evidence = Evidence(array, analytic, probes, slope, value, bar, yardstick, wrong, right, judged, tolerance,
-                            objective, deadline, random)  # fmt: skip
         findings.append(name_failure(evidence, factor, names))
     elif verdict == "inconclusive":
-        unsure = int((judged & ~right).sum())
         sentence = (
-            f"{array}: the error bar exceeds the tolerance along {unsure} of {int(probed.sum())} probes; "
-            f"rounding of the loss is {objective.noise:.1g}."
+            f"{array}: the error bar exceeds the tolerance along {int((judged & ~evidence.right).sum())} of "
+            f"{int(probed.sum())} probes; rounding of the loss is {objective.noise:.1g}."
         )
-        if too_kinked:
+        if evidence.too_kinked:
             sentence = f"{array}: kinks along {kink.sum()} of {probed.sum()} probes leave too little to judge."
         findings.append(Finding("cannot-tell", sentence, fatal=False))
-    relative = float(error[head]), float(relative_bar[head])
-    return Measurement(verdict, relative[0], relative[1], factor, factor_bar, findings, worst, counts)
+    return Measurement(
+        verdict, float(error[head]), float(relative_bar[head]), factor, factor_bar, findings, worst, counts
+    )
+
+
+def movable(x) -> np.ndarray:
+    """What a direction moves: not what its step would leave as it is, such as a mask of -1e30."""
+    finite = np.isfinite(x)
+    return finite & (np.spacing(np.abs(np.where(finite, x, 0))) < 2.0**-14 * np.median(scales(x)))
 
 
 def choose_probes(analytic, x, seconds, time_left, random, coordinates) -> List[Probe]:
     """Directions first, as they see every coordinate; then all coordinates, or the largest ones and random ones."""
-    movable = np.isfinite(x)
-    candidates = np.flatnonzero(movable)
+    candidates = np.flatnonzero(np.isfinite(x))
     if not candidates.size:
         return []
     affordable = 0.4 * time_left / max(6 * seconds, 1e-9)
     everything = candidates.size <= min(ALL_COORDINATES, affordable) and coordinates
     count = 2 if everything else int(np.clip(affordable / 8, 4, 12))
-    # Directions leave out what their step would not move, such as a mask of -1e30.
-    moving = movable & (np.spacing(np.abs(np.where(movable, x, 0))) < 2.0**-14 * np.median(scales(x)))
-    quiet = np.abs(analytic) <= np.median(np.abs(analytic)[movable])
+    support = movable(x)
     probes = []
-    if candidates.size > 1:
-        for k in range(count):
-            # Every third one moves only where the gradient claims to be small: what is missing there shows up.
-            support = moving & quiet if k % 3 == 2 else moving
-            if np.count_nonzero(support) > 1:
-                probes.append(Probe(vector=direction(x.shape, random, support)))
+    if np.count_nonzero(support) > 1:
+        probes = [Probe(vector=direction(x.shape, random, support)) for _ in range(count)]
     if not coordinates and probes:
         return probes
     if not everything:
@@ -411,9 +373,73 @@ def choose_probes(analytic, x, seconds, time_left, random, coordinates) -> List[
     return probes + [Probe(index=int(i)) for i in candidates]
 
 
-def fit(slope, value, bar, yardstick, judged) -> Tuple[float, float]:
-    """The factor f of analytic = f numeric in least squares, each probe in units of its yardstick; and its bar."""
-    a, n, b = ((part / yardstick)[judged] for part in (slope, value, bar))
+def more_directions(analytic, x, random) -> List[Probe]:
+    """What lifts the signal of N coordinates out of a noise that hides each: directions that move all of them.
+
+    Along the signs of the gradient itself the slopes of all coordinates add up, to sqrt(N) times that of a random
+    direction: a wrong scale shows there first, and nothing else does. Random directions see the norm of any error:
+    sixteen of them within the tolerance leave 1 chance in 5,000,000 to an error of twice the tolerance.
+    """
+    support = movable(x)
+    if np.count_nonzero(support) < 2:
+        return []
+    vectors = [direction(x.shape, random, support) for _ in range(MORE_DIRECTIONS)]
+    along = np.copysign(direction(x.shape, random, support), analytic)
+    return [Probe(vector=along, along=True)] + [Probe(vector=vector) for vector in vectors]
+
+
+def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evidence":
+    """Measure the slopes from the probe `start` on, and judge all."""
+    probes, x = slopes.probes, slopes.objective.x
+    slope = np.array([probe.slope(analytic) for probe in probes])
+    support = np.array([probe.support for probe in probes])
+    single = support == 1
+    spread = ~single & ~np.array([probe.along for probe in probes])
+
+    def yardsticks(value):
+        """The largest entry for a coordinate, the norm for a direction; of the two gradients, the larger."""
+        known = np.where(np.isfinite(value), np.abs(value), 0)
+        largest = max(np.abs(analytic).max(), known[single].max() if single.any() else 0.0)
+        norm = max(float(np.linalg.norm(analytic)), math.sqrt(np.mean(known[spread] ** 2)) if spread.any() else 0.0)
+        if not single.any():
+            largest = max(largest, norm / math.sqrt(x.size))
+        norm = max(norm, largest)
+        own = np.where(single, 0, np.maximum(known, np.abs(slope)))
+        return np.maximum(np.minimum(norm, largest * np.sqrt(support)), own)
+
+    climb(slopes, slope, yardsticks, tolerance, start)
+    value, truncation, rounding = slopes.estimate()
+    bar = truncation + SIGMAS * rounding
+    yardstick = yardsticks(value)
+    probed = np.isfinite(value)
+    # The analytic gradient is rounded to the dtype of x too, and there is a least number it can hold.
+    least = np.nextafter(np.zeros(1, x.dtype), np.ones(1, x.dtype))[0]
+    rounded = 8 * np.maximum(np.finfo(x.dtype).eps * np.abs(slope), float(least) * np.sqrt(support))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.abs(slope - value) / yardstick
+        relative_bar = (bar + rounded) / yardstick
+    bent, kink = slopes.bends(0.5 * tolerance * yardstick)
+    # Or a slope that still moves where no smaller step can be told from noise: the loss bends within reach of the step.
+    kink = probed & (kink | (bent & (relative_bar > tolerance) & (truncation > SIGMAS * rounding)))
+    judged = probed & ~kink
+    counted = probed & (single if (probed & single).any() else True)
+    too_kinked = bool(2 * (kink & counted).sum() >= counted.sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
+        wrong &= slopes.least_error(slope) > tolerance * yardstick
+        right = judged & (error + relative_bar <= tolerance)
+    # Directions answer for the coordinates, if no kink is along them.
+    directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
+    enough = right[judged].all() or (directions and right[judged & ~single].all())
+    verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
+    return Evidence(array, analytic, probes, slope, value, bar, yardstick, error, relative_bar, single, wrong, right,
+                    judged, too_kinked, verdict, tolerance, slopes.objective, deadline, random)  # fmt: skip
+
+
+def fit(evidence, which) -> Tuple[float, float]:
+    """The factor f of analytic = f numeric in least squares, each probe as precise as it is; and its bar."""
+    unit = np.maximum(evidence.bar, evidence.tolerance * evidence.yardstick)[which]
+    a, n, b = (part[which] / unit for part in (evidence.slope, evidence.value, evidence.bar))
     square = float(n @ n)
     if square == 0:
         return math.nan, math.nan
@@ -422,7 +448,7 @@ def fit(slope, value, bar, yardstick, judged) -> Tuple[float, float]:
 
 
 class Evidence(NamedTuple):
-    """Everything about a gradient that failed. Arrays without a shape in this list have one entry per probe."""
+    """What the probes say of a gradient. Arrays without a shape in this list have one entry per probe."""
 
     array: str
     analytic: np.ndarray  # shaped like x
@@ -431,9 +457,14 @@ class Evidence(NamedTuple):
     value: np.ndarray
     bar: np.ndarray
     yardstick: np.ndarray
+    error: np.ndarray  # relative to the yardstick, as is the next
+    relative_bar: np.ndarray
+    single: np.ndarray  # a coordinate, no direction
     wrong: np.ndarray
     right: np.ndarray
-    judged: np.ndarray
+    judged: np.ndarray  # measured, and no kink
+    too_kinked: bool
+    verdict: str
     tolerance: float
     objective: Objective
     deadline: float
@@ -445,17 +476,16 @@ def name_failure(evidence: Evidence, factor: float, sizes: Dict[str, float]) -> 
     array, tolerance, judged = evidence.array, evidence.tolerance, evidence.judged
     if not evidence.analytic.any():
         return Finding("zero-gradient", f"{array}: the gradient is zero everywhere, the slope of the loss is not.")
-    if is_uniform(evidence, judged, factor):
+    if abs(factor - 1) > tolerance and is_uniform(evidence, judged, factor):
         if abs(factor + 1) <= 4 * tolerance:
             return Finding("sign-error", f"{array}: the gradient is the slope of the loss with the opposite sign.")
         called = factor_names(factor, sizes, 4 * tolerance)
         sentence = f"{array}: the gradient is {factor:.4g} times the slope of the loss"
         return Finding("wrong-factor", sentence + (f": {' or '.join(called)}." if called else "."))
-    single = np.array([probe.support == 1 for probe in evidence.probes])
-    wrong = evidence.wrong & single
-    share = f"{wrong.sum()} of {(judged & single).sum()} coordinates probed are wrong"
+    wrong = evidence.wrong & evidence.single
+    share = f"{wrong.sum()} of {(judged & evidence.single).sum()} coordinates probed are wrong"
     share += "" if wrong.any() else ", random directions are"
-    partial, _ = fit(evidence.slope, evidence.value, evidence.bar, evidence.yardstick, wrong)
+    partial, _ = fit(evidence, wrong)
     if wrong.sum() > 1 and is_uniform(evidence, wrong, partial):
         called = factor_names(partial, sizes, 4 * tolerance)
         named = f" ({' or '.join(called)})" if called else ""
@@ -529,8 +559,7 @@ def wrong_positions(evidence: Evidence, axis: int) -> np.ndarray:
     analytic, objective = evidence.analytic, evidence.objective
     size = analytic.shape[axis]
     failing = np.zeros(size, dtype=bool)
-    single = [probe.support == 1 for probe in evidence.probes]
-    largest = float(np.max(evidence.yardstick[single], initial=0))
+    largest = float(np.max(evidence.yardstick[evidence.single], initial=0))
     norm = max(float(np.linalg.norm(analytic)), largest)
     time_left = max(evidence.deadline - time.monotonic(), 0)
     one_by_one = size * 6 * objective.seconds < 0.5 * time_left

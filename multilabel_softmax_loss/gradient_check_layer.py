@@ -31,6 +31,10 @@ from .gradient_check_blobs import CaffeRunner, Spec, StandInRunner, TopWithoutSh
 
 METHODS = ("setup", "reshape", "forward", "backward")
 SAME = 1e-5  # relative difference of two float32 results that counts as none
+LEAST = float(np.nextafter(np.float32(0), np.float32(1)))  # the least float32 above 0
+TINY = 1e-30  # a gradient below loses digits in float32, and is lifted
+GAIN = 2.0**90  # by a loss weight that many times as large
+FEWER = (8, 2, 1)  # samples tried where rounding hides too much in all of them
 
 
 def check_layer(
@@ -131,6 +135,8 @@ class LayerCheck:
         self.propagate = [i in spec.wrt for i in range(len(arrays))]
         self.findings: List[Finding] = []
         self.reseed = False
+        self.gain = 1.0
+        self.stand_in_error: Optional[Exception] = None
 
     def add(self, name, sentence, fatal=True) -> None:
         if name not in [finding.name for finding in self.findings]:
@@ -173,7 +179,6 @@ class LayerCheck:
 
     def try_stand_in(self) -> Optional[StandInRunner]:
         """The layer on float64, or None where it cannot run there; `stand_in_error` then says why."""
-        self.stand_in_error: Optional[Exception] = None
         try:
             runner = StandInRunner(self.spec, self.layer_class, self.arrays)
             runner.backward(self.top_weights(runner.forward(self.arrays)), self.propagate)
@@ -181,8 +186,6 @@ class LayerCheck:
         except Exception as error:
             self.stand_in_error = error
             return None
-
-    stand_in_error: Optional[Exception] = None
 
     def fresh(self, arrays=None) -> CaffeRunner:
         """The layer in a new net, with the same parameters."""
@@ -209,7 +212,7 @@ class LayerCheck:
                 values = np.ones(output.shape)
             else:
                 values = random.uniform(0.5, 1.5, output.shape) * random.choice([-1.0, 1.0], output.shape)
-            weights.append((weight * values).astype(np.float32))
+            weights.append((self.gain * weight * values).astype(np.float32))
         return weights
 
     # -- manners ------------------------------------------------------------------------------------------------------
@@ -220,7 +223,7 @@ class LayerCheck:
         if self.has("loss-not-finite"):
             return
         self.weights = self.top_weights(runner.forward(self.arrays))
-        steps = [self.check_unwritten]
+        steps = [self.lift_loss_weight, self.check_unwritten]
         if self.mode != "float64" and not self.has("random-loss"):
             steps += [self.check_state, self.check_reshape]
         steps += [self.check_second_backward, self.check_linearity, self.check_propagate_down]
@@ -285,6 +288,20 @@ class LayerCheck:
     def checked(self, runner) -> List[int]:
         """Which of the arrays of `gradient` are checked: some bottoms, all learnable blobs."""
         return list(self.spec.wrt) + list(range(len(self.arrays), len(self.arrays) + len(runner.blobs)))
+
+    def lift_loss_weight(self, runner) -> None:
+        """Raise the loss weight where the gradient underflows in float32.
+
+        Nothing else is lifted by it: the top itself does not hold the loss weight, so the slopes of the loss and their
+        rounding are multiplied alike, and so are the normal numbers of a gradient.
+        """
+        outputs = self.forward(runner)
+        gradients = [self.gradient(runner)[i] for i in self.checked(runner)]
+        if runner.dtype == np.float32 and max([np.abs(g).max(initial=0) for g in gradients] or [1]) < TINY:
+            self.gain = GAIN
+            lifted = self.gradient(runner, self.top_weights(outputs))
+            self.gain = GAIN if any(lifted[i].any() for i in self.checked(runner)) else 1.0
+            self.weights = self.top_weights(outputs)
 
     def check_unwritten(self, runner) -> None:
         """Poison the diffs before; what backward leaves there or adds to shows."""
@@ -484,6 +501,8 @@ class LayerCheck:
                 measured = self.name_by_batch(caffe_runner or stand_in, target, measured, deadline)
             measurements.append(measured)
             modes.append(mode)
+        if self.gain != 1:
+            modes[-1] += f", at {self.gain:.1g} times the loss weight, as the gradient underflows in float32"
         return self.report(measurements, "; ".join(dict.fromkeys(modes)))
 
     def agreement(self, stand_in, caffe_runner) -> List[float]:
@@ -496,16 +515,8 @@ class LayerCheck:
     def measure(self, runner, target, arrays, deadline, coordinates=True) -> Measurement:
         """Analytic and numeric gradient of one array, on one way of running the layer."""
         count = len(arrays)
-        random = self.top_weights(self.forward(runner, arrays))
-        # A gradient below what float32 can hold is lifted by a larger loss weight, and brought back afterwards.
-        gain = 1.0
-        analytic = runner.backward(random, self.propagate)[target].astype(np.float64)
-        largest = float(np.abs(analytic).max(initial=0))
-        if runner.dtype == np.float32 and np.isfinite(largest) and largest < 1e-30:
-            gain = 2.0**90
-            self.forward(runner, arrays)
-            lifted = runner.backward([np.float32(gain) * weight for weight in random], self.propagate)
-            analytic = lifted[target].astype(np.float64) / gain
+        weights = self.top_weights(self.forward(runner, arrays))
+        analytic = runner.backward(weights, self.propagate)[target].astype(np.float64)
         x = (arrays[target] if target < count else self.parameters[target - count]).astype(runner.dtype)
 
         def outputs(values):
@@ -515,17 +526,20 @@ class LayerCheck:
             return flat(self.forward(runner, arrays))
 
         try:
-            return measure(outputs, flat(random).astype(np.float64), analytic, x, self.names(runner)[target],
+            return measure(outputs, flat(weights).astype(np.float64), analytic, x, self.names(runner)[target],
                            self.tolerance, self.seed, deadline, self.sizes(arrays, target), coordinates)  # fmt: skip
         finally:
             runner.set_parameters(self.parameters)
 
     def measure_lifted(self, runner, target, deadline) -> Tuple[Measurement, str]:
-        """Measure; where rounding hides too much, on fewer samples, each of which weighs more in a mean."""
+        """Measure; where rounding hides too much, on fewer samples, each of which weighs more in a mean.
+
+        The other lifts have their place elsewhere: `lift_loss_weight`, and `more_directions` in every measurement.
+        """
         now = time.monotonic()
         measured = self.measure(runner, target, self.arrays, now + 0.5 * (deadline - now))
         size = self.batch()
-        for count in (8, 2, 1):
+        for count in FEWER:
             if measured.verdict != "inconclusive":
                 break
             if count >= size:
@@ -599,9 +613,10 @@ def distance(a, b) -> float:
 
 def close(a, b, largest=0.0) -> bool:
     """Whether two float32 results are the same but for rounding."""
-    if largest:
-        return bool(np.abs(a - b).max(initial=0) <= SAME * largest)
-    return distance(a, b) <= SAME
+    largest = largest or max(np.abs(a).max(initial=0), np.abs(b).max(initial=0))
+    if np.shape(a) == np.shape(b) and math.isfinite(largest):
+        return bool(np.abs(a - b).max(initial=0) <= SAME * largest + 8 * LEAST)
+    return np.array_equal(a, b, equal_nan=True)
 
 
 def said(error: BaseException) -> str:

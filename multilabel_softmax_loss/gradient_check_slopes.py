@@ -112,11 +112,15 @@ def scales(x) -> np.ndarray:
 
 
 class Probe:
-    """A coordinate (`index`) or a direction (`vector`, root mean square 1 over its support)."""
+    """A coordinate (`index`) or a direction (`vector`, root mean square 1 over its support).
 
-    def __init__(self, index=None, vector=None):
+    `along` says that the direction follows the gradient to be checked, and is not random.
+    """
+
+    def __init__(self, index=None, vector=None, along=False):
         self.index = index
         self.vector = vector
+        self.along = along
         self.support = 1 if vector is None else int(np.count_nonzero(vector))
 
     def slope(self, gradient) -> float:
@@ -159,14 +163,25 @@ class Slopes:
 
     def __init__(self, objective, probes, deadline):
         self.objective = objective
-        self.probes = probes
+        self.probes = []
         self.deadline = deadline
-        size = scales(objective.x)
-        self.unit = np.array([probe.step(objective.x, size) for probe in probes])
-        shape = (len(LADDER), len(probes))
-        self.central = np.full(shape, np.nan)  # (F(x+h) - F(x-h)) / 2h
-        self.jump = np.full(shape, np.nan)  # right slope minus left slope
-        self.tried = np.zeros(shape, dtype=bool)
+        self.size = scales(objective.x)
+        self.unit = np.zeros(0)
+        self.central = np.zeros((len(LADDER), 0))  # (F(x+h) - F(x-h)) / 2h
+        self.jump = np.zeros((len(LADDER), 0))  # right slope minus left slope
+        self.tried = np.zeros((len(LADDER), 0), dtype=bool)
+        self.add(probes)
+
+    def add(self, probes) -> None:
+        unknown = np.full((len(LADDER), len(probes)), np.nan)
+        self.probes = self.probes + probes
+        self.unit = np.append(self.unit, [probe.step(self.objective.x, self.size) for probe in probes])
+        self.central, self.jump = np.hstack([self.central, unknown]), np.hstack([self.jump, unknown])
+        self.tried = np.hstack([self.tried, np.isfinite(unknown)])
+
+    def changed(self) -> bool:
+        """Whether any step changed the objective."""
+        return bool(np.nan_to_num(self.jump).any() or np.nan_to_num(self.central).any())
 
     def evaluate(self, j, level) -> None:
         if not 0 <= level < len(LADDER) or self.tried[level, j] or time.monotonic() > self.deadline:
@@ -244,8 +259,8 @@ class Slopes:
         return bent, stays
 
 
-def climb(slopes, slope, yardsticks, tolerance) -> None:
-    """Evaluate each probe at two or three steps, then finer or coarser ones where the error bar asks for them."""
+def climb(slopes, slope, yardsticks, tolerance, start=0) -> None:
+    """Evaluate the probes from `start` on at two or three steps, then at others where the error bars ask for them."""
     count = len(slope)
     roots = np.sqrt([probe.support for probe in slopes.probes])
     zero = int(np.flatnonzero(LADDER == 1)[0])
@@ -258,7 +273,7 @@ def climb(slopes, slope, yardsticks, tolerance) -> None:
         wanted = 10 * SIGMAS * slopes.objective.noise / (entry * slopes.unit * tolerance)
     first = np.clip(np.ceil(np.log2(np.clip(wanted, 1e-30, 1e30))), -8, 0)
     plan = [range(int(zero - e), int(zero - e) + (2 if e < -5 else 3)) for e in first]
-    open_ = np.ones(count, dtype=bool)
+    open_ = np.arange(count) >= start
     for attempt in range(7):
         for j in np.flatnonzero(open_):
             for level in plan[j]:
@@ -270,14 +285,14 @@ def climb(slopes, slope, yardsticks, tolerance) -> None:
         with np.errstate(invalid="ignore"):
             enough = bar <= np.maximum(0.2 * tolerance * yardstick, 0.02 * np.abs(slope - value))
             finer = bent | ~np.isfinite(value) | (truncation > SIGMAS * rounding)
-        open_ = ~enough | bent
+        open_ = (~enough | bent) & (np.arange(count) >= start)
         for j in np.flatnonzero(open_):
             levels = np.flatnonzero(slopes.tried[:, j])
             if not levels.size:
                 open_[j] = False
             elif finer[j]:
-                start = levels[-1] + 1 + (3 * attempt if not np.isfinite(value[j]) or attempt > 1 else 0)
-                plan[j] = range(start, start + (2 if attempt == 0 and not bent[j] else 3))
+                level = levels[-1] + 1 + (3 * attempt if not np.isfinite(value[j]) or attempt > 1 else 0)
+                plan[j] = range(level, level + (2 if attempt == 0 and not bent[j] else 3))
             elif levels[0] == 0:
                 open_[j] = False
             else:

@@ -549,6 +549,13 @@ class RightOnlyInFloat64(SoftmaxLoss):
         return super().loss(scores, labels) + 1e5 * len(scores)
 
 
+class FarFromZero(SoftmaxLoss):
+    """Right; a constant hides the slope of its mean loss in float32 where the samples are many."""
+
+    def loss(self, scores, labels):
+        return super().loss(scores, labels) + 30 * len(scores)
+
+
 class HiddenEverywhere(SoftmaxLoss):
     """Right, but the constant hides its slope even where the blobs are float64."""
 
@@ -838,6 +845,7 @@ RIGHT = [
     Cage(Float32Inside),
     Cage(RefusesFloat64),
     Cage(RightOnlyInFloat64),
+    Cage(FarFromZero, mode="caffe"),
     Cage(Constant, "both-zero", "zero"),
 ]
 

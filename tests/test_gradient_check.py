@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from multilabel_softmax_loss import GradientReport, assert_gradient, check_function
+from multilabel_softmax_loss import GradientReport, assert_gradient, check_function, gradient_check
 from multilabel_softmax_loss.gradient_check import Finding, factor_names
 from multilabel_softmax_loss.gradient_check_slopes import Objective, Probe, direction, quantum, scales
 
@@ -107,6 +107,64 @@ def test_what_rounding_hides_is_inconclusive(hidden, claimed):
     assert "cannot-tell" in report.names
     with pytest.raises(AssertionError, match="INCONCLUSIVE"):
         assert_gradient(report)
+
+
+LARGE = RANDOM.randn(200, 10)
+LARGE_TARGETS = np.eye(10)[RANDOM.randint(10, size=200)]
+
+
+def mean_loss(x):
+    return -np.sum(LARGE_TARGETS * log_softmax(x)) / len(x)
+
+
+def mean_gradient(x):
+    return (np.exp(log_softmax(x)) - LARGE_TARGETS) / len(x)
+
+
+def aside(x):
+    """As long as the gradient, and not along it."""
+    noise = np.random.RandomState(8).randn(*x.shape)
+    return noise * np.linalg.norm(mean_gradient(x)) / np.linalg.norm(noise)
+
+
+@pytest.mark.parametrize("offset, claimed, verdict", [
+    pytest.param(0, mean_gradient, "pass", id="right"),
+    pytest.param(30, lambda x: 1.001 * mean_gradient(x), "fail", id="off by a thousandth"),
+    pytest.param(300, lambda x: 1.01 * mean_gradient(x), "fail", id="off by a hundredth"),
+])  # fmt: skip
+def test_more_directions_tell_what_rounding_hides_in_each_coordinate(monkeypatch, offset, claimed, verdict):
+    def rounded(x):
+        return float(np.float32(mean_loss(x) + offset))
+
+    report = check_function(rounded, claimed, LARGE)
+    assert report.verdict == verdict
+    assert ("the directions decide" in report.notes[0]) == (verdict == "pass")
+    monkeypatch.setattr(gradient_check, "MORE_DIRECTIONS", 0)
+    assert check_function(rounded, claimed, LARGE).verdict == "inconclusive"
+
+
+def test_the_slope_along_the_gradient_is_no_yardstick_for_other_directions():
+    """It is far beyond the norm where a gradient is of many sizes."""
+    slopes = np.exp(1.5 * np.random.RandomState(9).randn(4000))
+    for offset, verdict in ((1e5, "pass"), (1e6, "inconclusive")):
+        report = check_function(lambda x, by=offset: float(np.float32(slopes @ x + by)), slopes, np.ones(4000))
+        assert report.verdict == verdict
+
+
+def test_more_directions_measure_the_factor_where_nothing_can_be_told():
+    report = check_function(lambda x: float(np.float32(mean_loss(x) + 3e4)), lambda x: 1.01 * mean_gradient(x), LARGE)
+    assert report.verdict == "inconclusive"
+    assert report.factor == pytest.approx(1.01, abs=2e-3)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 30])
+@pytest.mark.parametrize("size, verdicts", [(1e-3, {"inconclusive", "fail"}), (1e-2, {"fail"})])
+def test_more_directions_pass_no_gradient_that_is_off_sideways(offset, size, verdicts):
+    report = check_function(
+        lambda x: float(np.float32(mean_loss(x) + offset)), lambda x: mean_gradient(x) + size * aside(x), LARGE
+    )
+    assert report.verdict in verdicts
+    assert "wrong-factor" not in report.names
 
 
 def absolute(x):

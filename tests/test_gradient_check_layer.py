@@ -1,5 +1,6 @@
 """The gradient checker on Caffe layers and nets: every defect of the zoo by name, and no right layer failed."""
 
+import importlib
 import json
 import os
 import random
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
-from multilabel_softmax_loss import assert_gradient, check_layer, check_net
+from multilabel_softmax_loss import assert_gradient, check_layer, check_net, gradient_check, gradient_check_layer
 
 TESTS = Path(__file__).resolve().parent
+EXAMPLE = TESTS.parent / "examples" / "gradient_check"
 BATCHES = [2, 32, 256]
 
 
@@ -73,6 +75,18 @@ def test_holding_a_cage_can_fail():
     assert not hold(check(right, 4), twice, "fail")
 
 
+@pytest.mark.parametrize("layer, answer", [
+    (layer_zoo.SoftmaxLoss, "pass"),
+    (layer_zoo.Twice, "fail"),
+    (layer_zoo.RaisesInSetup, "raises"),
+    (layer_zoo.TopWithoutShape, "aborts"),
+])  # fmt: skip
+def test_the_example_hears_what_becomes_of_a_layer_under_caffes_criterion(monkeypatch, layer, answer):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    zoo = importlib.import_module("zoo")
+    assert zoo.by_child(zoo.caffe_says, Cage(layer), 2) == answer
+
+
 def test_a_layer_with_all_the_published_faults_has_them_all_named():
     report = check(Cage(layer_zoo.AsPublished, feed=layer_zoo.weighted), 8)
     expected = {"ignores-loss-weight", "writes-bottom-data", "second-backward-differs", "ignores-propagate-down"}
@@ -89,15 +103,46 @@ def test_each_mode_gives_a_verdict_and_says_which_it_was(mode, judged_on, layer,
     assert report.verdict == ("fail" if finding else "pass")
 
 
-def test_fewer_samples_lift_the_signal_out_of_the_rounding():
+@pytest.mark.parametrize("layer, lift, off, batch, arguments, says", [
+    (layer_zoo.FarFromZero, "FEWER", (), 256, {"mode": "caffe"}, "of the 256 samples, as more hide in rounding"),
+    (layer_zoo.SoftmaxLoss, "GAIN", 1.0, 8, {"loss_weight": 1e-41}, "1e+27 times the loss weight"),
+])  # fmt: skip
+def test_each_lift_decides_what_would_be_inconclusive(monkeypatch, layer, lift, off, batch, arguments, says):
+    report = check(Cage(layer), batch, **arguments)
+    assert_gradient(report)
+    assert says in report.mode
+    monkeypatch.setattr(gradient_check_layer, lift, off)
+    assert check(Cage(layer), batch, **arguments).verdict == "inconclusive"
+
+
+def test_a_gradient_of_zero_is_no_reason_for_another_loss_weight():
+    for layer in (layer_zoo.Zero, layer_zoo.Constant):
+        assert "loss weight" not in check(Cage(layer), 8).mode
+
+
+def test_more_directions_decide_on_all_samples_of_a_layer_for_float32(monkeypatch):
     report = check(Cage(layer_zoo.RefusesFloat64), 256)
-    assert report.verdict == "pass"
-    assert "of the 256 samples" in report.mode
+    assert_gradient(report)
+    assert report.mode == "Caffe, float32"
+    monkeypatch.setattr(gradient_check, "MORE_DIRECTIONS", 0)
+    assert "of the 256 samples" in check(Cage(layer_zoo.RefusesFloat64), 256).mode
 
 
-@pytest.mark.parametrize("loss_weight", [1e-36, 1e-3, 1e6])
+@pytest.mark.parametrize("layer, name", [("SoftmaxLoss", None), ("Twice", "wrong-factor"),
+                                         ("LastSampleForgotten", "wrong-gradient")])  # fmt: skip
+def test_a_large_layer_is_judged_in_caffe_alone_within_the_budget(layer, name):
+    generator = np.random.RandomState(0)
+    bottoms = [generator.randn(256, 1000), (generator.rand(256, 1000) < 0.1).astype(float)]
+    started = time.monotonic()
+    report = check_layer("layer_zoo", layer, bottoms, mode="caffe")
+    assert time.monotonic() - started < 10
+    assert report.verdict == ("fail" if name else "pass"), report
+    assert report.names == ([name] if name else [])
+
+
+@pytest.mark.parametrize("loss_weight", [1e-41, 1e-36, 1e-3, 1e6])
 def test_any_loss_weight_will_do(loss_weight):
-    """1e-36 puts most of the gradient below what float32 holds in full."""
+    """1e-36 puts most of the gradient below what float32 holds in full, 1e-41 all of it."""
     assert_gradient(check(Cage(layer_zoo.SoftmaxLoss), 8, loss_weight=loss_weight))
     assert check(Cage(layer_zoo.Twice), 8, loss_weight=loss_weight).names == ["wrong-factor"]
 

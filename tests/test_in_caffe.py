@@ -17,7 +17,7 @@ from caffe_nets import (
     random_scores,
 )
 
-from multilabel_softmax_loss import sigmoid_cross_entropy, softmax_cross_entropy
+from multilabel_softmax_loss import assert_gradient, check_layer, sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.options import parse_literal
 
 NORMALIZATIONS = ["VALID", "FULL", "BATCH_SIZE", "NONE"]
@@ -292,6 +292,34 @@ def test_the_loss_may_feed_another_layer(layer):
     _, gradient = loss_and_gradient(net)
     expected = FUNCTIONS[layer](arrays["scores"], arrays["labels"])[1]
     np.testing.assert_allclose(gradient, 10 * expected, rtol=0, atol=1e-6)
+
+
+# The gradient, by the checker
+
+
+CHECKED = [
+    (SOFTMAX, {}),
+    (SOFTMAX, {"label_normalization": "count", "normalization": "FULL", "class_weight": [1, 0.5, 2, 3, 1]}),
+    (SOFTMAX, {"label_normalization": "none", "normalization": "NONE", "label_smoothing": 0.1}),
+    (SOFTMAX, {"divergence": "kl", "empty": "uniform", "ignore_label": 0.5}),
+    (SIGMOID, {}),
+    (SIGMOID, {"focal_gamma": 2, "focal_alpha": 0.25, "normalization": "VALID", "ignore_label": 0.5}),
+    (SIGMOID, {"pos_weight": 3, "class_weight": [1, 0.5, 2, 3, 1], "normalization": "FULL"}),
+    (SIGMOID, {"label_smoothing": 0.2, "normalization": "NONE", "focal_gamma": 0.5}),
+]
+
+
+@pytest.mark.parametrize("layer, options", CHECKED, ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (2, 5, 3, 2)], ids=str)
+def test_the_checker_passes_the_gradient_and_the_manners(layer, options, shape):
+    labels = random_labels(shape)
+    labels[1, 2] = 0.5
+    weight = np.random.default_rng(2).uniform(0.2, 2, (shape[0], *shape[2:]))
+    report = check_layer(
+        "multilabel_softmax_loss", layer, [random_scores(shape), labels, weight], str(options), loss_weight=-1.5
+    )
+    assert_gradient(report)
+    assert report.names == []
 
 
 # Bad input

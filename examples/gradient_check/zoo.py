@@ -8,7 +8,9 @@ numeric slope n at step 0.01, in float32, must satisfy |a - n| <= 0.01 max(|a|, 
 """
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def main():
     for expected, cages in (("fail", DEFECTS), ("pass", RIGHT), ("inconclusive", UNTELLABLE)):
         for cage in cages:
             reports = [ours(cage, batch) for batch in batches]
-            theirs = [caffe_says(cage, batch) for batch in batches]
+            theirs = [by_child(caffe_says, cage, batch) for batch in batches]
             verdicts = " | ".join(report.verdict for report in reports)
             names = ", ".join(dict.fromkeys(name for report in reports for name in report.names)) or "-"
             print(f"| {label(cage)} | {expected} | {verdicts} | {names} | {', '.join(theirs)} |", flush=True)
@@ -56,6 +58,24 @@ def ours(cage: Cage, batch: int):
     return check_layer(cage.module, cage.layer.__name__, cage.bottoms(batch), **cage.arguments)
 
 
+def by_child(says, cage: Cage, batch: int) -> str:
+    """What `says` answers in a process of its own; "aborts" where Caffe ends that one, as a native CHECK does."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(says(cage, batch)))
+    child.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        answer = ""
+    child.join()
+    if child.exitcode == 0:
+        return answer
+    if child.exitcode == -signal.SIGABRT:
+        return "aborts"
+    raise RuntimeError(f"Caffe's criterion on {cage.name} ended with exit code {child.exitcode}.")
+
+
 def caffe_says(cage: Cage, batch: int) -> str:
     """pass or fail, by |a - n| <= threshold max(|a|, |n|, 1) of every top, bottom and parameter entry."""
     step, threshold, scale = 1e-2, 1e-2, 2.0
@@ -65,8 +85,6 @@ def caffe_says(cage: Cage, batch: int) -> str:
     wrt = tuple(cage.arguments.get("wrt", (0,)))
     spec = Spec(cage.module, cage.layer.__name__, cage.arguments.get("param_str", ""), tops, (scale,) * tops, wrt)
     try:
-        if cage.layer.__name__ == "TopWithoutShape":
-            return "aborts"
         with np.errstate(all="ignore"):
             runner = CaffeRunner(spec, arrays)
             return "pass" if satisfied(runner, arrays, wrt, weights, step, threshold, scale) else "fail"
