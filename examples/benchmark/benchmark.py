@@ -251,10 +251,10 @@ COMPOSITION = """
 
 def print_table(times, memory):
     base = times["ours, softmax"]["min"]
-    print(f"  {'':30}{'min us':>12}{'median us':>12}{'to ours':>10}{'peak memory':>14}")
+    print(f"  {'':30}{'min us':>12}{'median us':>12}{'to ours':>10}{'peak memory':>18}")
     for name, entry in sorted(times.items(), key=lambda item: item[1]["min"]):
         peak = f"{memory[name]:.2f} x scores" if name in memory else ""
-        print(f"  {name:30}{entry['min']:12.0f}{entry['median']:12.0f}{entry['min'] / base:10.2f}{peak:>14}")
+        print(f"  {name:30}{entry['min']:12.0f}{entry['median']:12.0f}{entry['min'] / base:10.2f}{peak:>18}")
     print(flush=True)
 
 
