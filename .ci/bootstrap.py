@@ -80,13 +80,16 @@ def find(version):
     return None
 
 
-def make_venv(version, venv):
+def make_venv(version, venv, with_caffe):
     """A virtual environment of CPython `version` at `venv`; returns its interpreter."""
     python = venv / "bin" / "python"
     existing = Interpreter.run(str(python))
     if existing and existing.version == version:
         return existing
     found = find(version)
+    reason = found.reason_against_caffe() if found and with_caffe else None
+    if reason:
+        sys.exit(f"Caffe cannot be installed here: {reason}. {WITHOUT_CAFFE}")
     if found:
         print(f"Making {venv.name} with CPython {version} ({found.command})", flush=True)
         subprocess.run([found.command, "-m", "venv", "--clear", str(venv)], check=True)
@@ -152,10 +155,8 @@ def main():
     if stamp.is_file() and stamp.read_text() == stamp_text(arguments) and (venv / "bin" / "python").exists():
         return None
 
-    interpreter = make_venv(arguments.python, venv)
-    reason = interpreter.reason_against_caffe() if "caffe" in arguments.extras.split(",") else None
-    if reason and tuple(map(int, arguments.python.split("."))) < (3, 10):
-        sys.exit(f"Caffe cannot be installed here: {reason}. {WITHOUT_CAFFE}")
+    has_wheel = tuple(map(int, arguments.python.split("."))) < (3, 10)
+    interpreter = make_venv(arguments.python, venv, has_wheel and "caffe" in arguments.extras.split(","))
     print(f"Installing into {venv.name}: {arguments.extras} (about a minute the first time)", flush=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f".[{arguments.extras}]"]
     if subprocess.run([interpreter.command] + install, cwd=str(ROOT)).returncode:
