@@ -110,8 +110,9 @@ def download_venv(version, venv):
             [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, "uv"],
             [f"{folder}/bin/uv", "venv", "--quiet", "--seed", "--managed-python", "--python", version, str(venv)],
         ]
-        shutil.rmtree(venv, ignore_errors=True)
         for command in commands:
+            if command is commands[-1]:
+                shutil.rmtree(venv, ignore_errors=True)
             try:
                 done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             except OSError as error:
