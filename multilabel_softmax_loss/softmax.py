@@ -112,14 +112,15 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
         log_sums[saturated] = np.log1p(sum_of_others(exps, saturated))
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
-    losses = mass * log_sums - labels.expect(shifted, where, scale, background)
+    prepared = labels.prepare(where, scale, background)
+    losses = mass * log_sums - labels.expect(shifted, where, prepared)
     if batch.options.divergence == "kl":
         losses += negative_entropy(labels.targets(where, scale, background), mass)
     if batch.probs is not None:
         batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
     if batch.gradient is not None:
         exps *= weight * mass / sums
-        labels.subtract_from(exps, where, weight * scale, weight * background)
+        labels.subtract(weight, exps, where, prepared)
         if saturated.any():
             balance(exps, shifted, saturated)
         batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)

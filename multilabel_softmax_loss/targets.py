@@ -11,7 +11,7 @@ needed: the losses read the labels as they are.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -62,12 +62,16 @@ class Labels:
         """t of a block, float64, shaped like the scores' block. For "indices" the one place where it is made."""
         raise NotImplementedError
 
-    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+    def prepare(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> Any:
+        """What `expect` and `subtract` need of a block."""
+        raise NotImplementedError
+
+    def expect(self, values: np.ndarray, where: tuple, prepared: Any) -> np.ndarray:
         """sum_k t_k values_k of each position of a block; 0 times infinity is 0."""
         raise NotImplementedError
 
-    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
-        """array_k -= t_k, in place."""
+    def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:
+        """array_k -= weight t_k, in place; `prepared` is used up."""
         raise NotImplementedError
 
 
@@ -135,15 +139,19 @@ class DenseLabels(Labels):
             targets *= self.class_weight
         return targets
 
-    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
-        targets = self.targets(where, scale, background)
+    def prepare(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> Any:
+        return self.targets(where, scale, background)
+
+    def expect(self, values: np.ndarray, where: tuple, prepared: Any) -> np.ndarray:
+        targets = prepared
         expected = (targets * values).sum(axis=1, keepdims=True)
         if not np.isfinite(expected).all():
             expected = np.where(targets == 0, 0, targets * values).sum(axis=1, keepdims=True)
         return expected
 
-    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
-        array -= self.targets(where, scale, background)
+    def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:
+        prepared *= weight
+        array -= prepared
 
 
 class IndexLabels(Labels):
@@ -178,10 +186,14 @@ class IndexLabels(Labels):
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
         outer, _, *inner = self.indices[where].shape
         targets = np.zeros((outer, self.layout.classes, *inner))
-        self.subtract_from(targets, where, -scale, -background)
+        self.subtract(np.array(-1.0), targets, where, (scale, background))
         return targets
 
-    def expect(self, values: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
+    def prepare(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> Any:
+        return scale, background
+
+    def expect(self, values: np.ndarray, where: tuple, prepared: Any) -> np.ndarray:
+        scale, background = prepared
         targets = scale * self.weights[where]
         chosen = np.take_along_axis(values, self.indices[where], axis=1)
         expected = np.where(targets == 0, 0, targets * chosen).sum(axis=1, keepdims=True)
@@ -190,7 +202,8 @@ class IndexLabels(Labels):
             expected += background * np.where(weights == 0, 0, weights * values).sum(axis=1, keepdims=True)
         return expected
 
-    def subtract_from(self, array: np.ndarray, where: tuple, scale: np.ndarray, background: np.ndarray) -> None:
+    def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:
+        scale, background = (weight * part for part in prepared)
         if background.any():
             array -= background if self.class_weight is None else background * self.class_weight
         present = self.present[where]
