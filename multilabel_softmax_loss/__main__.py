@@ -8,7 +8,9 @@ sentence where its input is at fault. Only the module of the command given is im
 import argparse
 import importlib
 import sys
-from typing import List, Optional
+from typing import Any, List, Optional
+
+from .native import missing_package
 
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
@@ -25,11 +27,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog="python -m multilabel_softmax_loss", description=summary)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run = None
+    run: Any = None
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in argv[:1]:
-            module = importlib.import_module(f"{__package__}.{module_name}")
+            try:
+                module = importlib.import_module(f"{__package__}.{module_name}")
+            except ImportError as error:
+                print(f"{name}: {missing_package(error)}", file=sys.stderr)
+                return 2
             command.description = summary[0].upper() + summary[1:] + "."
             module.add_arguments(command)
             run = module.run
@@ -40,6 +46,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 2
     try:
         return run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"{arguments.command}: {missing_package(error)}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return 2

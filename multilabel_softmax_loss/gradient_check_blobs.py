@@ -166,6 +166,7 @@ class CaffeRunner(Runner):
 
     def __init__(self, spec, arrays):
         os.environ.setdefault("GLOG_minloglevel", "2")  # before the import, or the log is loud
+        os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no log of each small net
         import caffe
         from caffe.proto import caffe_pb2
 

@@ -81,12 +81,23 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        print(f"{program}: error: {missing_package(error)}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def missing_package(error: ImportError) -> str:
+    """What to do where Caffe or another package of the extras is not installed."""
+    return (
+        f"{error}. The commands need real Caffe and the tools: run them with .venv/bin/python, which `make environment` "
+        "makes, or install '.[caffe,tools]' on CPython 3.7 to 3.9."
+    )
 
 
 def quiet_caffe() -> None:

@@ -89,6 +89,9 @@ def predict(
     activation: Optional[str] = None,
 ) -> List[Dict[str, Any]]:
     """For each image {"image": its path, "labels": [{"class": its name, "score": its probability}, ...]}."""
+    for path, expected in ((net, "a net"), (weights, "weights")):
+        if not os.path.isfile(path):
+            raise UsageError(f"{path} is no file; expected {expected}.")
     recipe = find_preprocessing(weights, preprocessing)
     names = read_lines(classes, "--classes") if classes else None
     levels = read_thresholds(thresholds) if thresholds else threshold

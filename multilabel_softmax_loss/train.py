@@ -19,7 +19,7 @@ import numpy as np
 
 from .blobs import InputError
 from .curves import draw_curves
-from .native import UsageError, guarded
+from .native import PROGRAM, UsageError, guarded
 from .nets import (
     Head,
     check_shapes,
@@ -56,11 +56,14 @@ class Diverged(Exception):
 def add_arguments(parser: Any) -> None:
     parser.description = "Train a net as a solver says, with progress bar, metrics, curves, snapshots and resuming."
     parser.epilog = EXAMPLE
-    parser.add_argument("solver", metavar="SOLVER.prototxt", help="any solver; paths in it count from this folder")
+    parser.add_argument(
+        "solver", metavar="SOLVER.prototxt", help="any solver; paths in it count from the folder where you start"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="M", help="begin with the weights of this .caffemodel, layer by name")
     start.add_argument("--resume", action="store_true", help="go on from the newest complete snapshot in DIR")
-    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: the folder of snapshot_prefix)")
+    out = "folder of the run (default: the folder of snapshot_prefix, else SOLVER_run)"
+    parser.add_argument("--out", metavar="DIR", help=out)
     parser.add_argument("--best-by", metavar="METRIC", help="a column of the test (default: test_mAP, else its first)")
     parser.add_argument("-k", type=int, help="CF1@k and OF1@k decide for the k likeliest (default: 3)")
     parser.add_argument("--preprocessing", metavar="FILE", help="JSON file for `predict`, kept beside the weights")
@@ -377,7 +380,7 @@ class Run:
         state = "Interrupted" if self.stop else "Finished"
         say(f"{state} at iteration {self.solver.iter}; weights in {self.weights}.")
         if self.stop:
-            say(f"Go on with: train {self.path} --out {self.folder.path} --resume")
+            say(f"Go on with: {PROGRAM} train {self.path} --out {self.folder.path} --resume")
         elif self.best is not None:
             value = f"{self.best['metric']} {self.best['value']:.4f} at iteration {self.best['iteration']}"
             say(f"Best {value}; weights in {os.path.join(self.folder.path, 'best.caffemodel')}.")

@@ -60,7 +60,9 @@ def test_it_is_what_the_definition_says(case):
     digits = 2e-7 if scores.dtype == np.float32 else 1e-12
     # "kl" is a difference of two sums: its digits are those of the larger.
     whole = reference_softmax(scores, labels, weight, **dict(options, divergence="cross_entropy"))[0]
-    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-13 * abs(whole) + ROUNDING)
+    # Of float32 scores the kernels find a loss of 1e-4 and more, to 1e-12.
+    bar = 1e-7 if scores.dtype == np.float32 else 1e-9
+    assert loss == pytest.approx(expected_loss, rel=bar, abs=1e-13 * abs(whole) + ROUNDING)
     assert np.abs(gradient - expected).max(initial=0) <= digits * np.abs(expected).max(initial=0) + ROUNDING
 
 
@@ -89,7 +91,7 @@ def test_permuting_the_classes_permutes_the_gradient(case, random):
         permuted_labels = np.take(labels, order, axis)
     permuted_loss, permuted = softmax_cross_entropy(np.take(scores, order, axis), permuted_labels, weight, **options)
     digits = 2e-7 if scores.dtype == np.float32 else 1e-12
-    assert permuted_loss == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    assert permuted_loss == pytest.approx(loss, rel=1e-7 if scores.dtype == np.float32 else 1e-9, abs=1e-12)
     np.testing.assert_allclose(
         permuted, np.take(gradient, order, axis), rtol=0, atol=digits * np.abs(gradient).max(initial=0)
     )

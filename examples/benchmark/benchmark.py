@@ -286,12 +286,14 @@ def draw(results, path):
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("forward and backward, ms (shorter is faster; logarithmic)")
     threads = results["threads"]
+    top = 1 - 0.45 / figure.get_figheight()
     figure.suptitle(
         f"One loss layer on {threads} CPU thread{'s' if threads > 1 else ''}: this package in blue, "
         "the mere copying of its data in green",
         fontsize=11,
+        y=top + 0.25 / figure.get_figheight(),
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, top))
     figure.savefig(path, dpi=110)
 
 
