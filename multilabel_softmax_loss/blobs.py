@@ -75,7 +75,7 @@ class Layout:
     ):
         axis = options.axis
         if not -len(scores) <= axis < len(scores):
-            raise InputError("shape", f"{{scores}} has shape {scores}; expected a class axis {axis} in it")
+            raise InputError("axis", f"{{scores}} has shape {scores}; expected a class axis {axis} in it")
         self.axis = axis % len(scores)
         self.scores = scores
         self.classes = scores[self.axis]

@@ -547,7 +547,8 @@ def log_sigmoids(score):
 def power(cost, gamma):
     """p^gamma from -log p."""
     x = -gamma * cost
-    return exp(-700.0 if x < -700.0 else x)
+    result = exp(-700.0 if x < -700.0 else x)
+    return 0.0 if x < -700.0 else result
 
 
 @inlined
@@ -809,6 +810,7 @@ class Team:
 
 
 TEAM = Team(count_threads())
+NOTHING = {True: np.empty((0, 1), np.float32), False: np.empty((0, 1, 1), np.float32)}
 NO_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
@@ -855,7 +857,7 @@ def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses
     """One of two kernels over the whole batch; None where a label is no label."""
     layout = batch.layout
     losses, counts = np.empty(layout.positions), np.empty(layout.positions)
-    outputs = [batch.scores[:0] if array is None else array for array in (batch.gradient, batch.probs)]
+    outputs = [NOTHING[layout.flat] if array is None else array for array in (batch.gradient, batch.probs)]
     weight = NO_WEIGHT if batch.weight is None else batch.weight.ravel()
     arguments = (batch.scores, batch.labels, weight, *options, losses, counts, *outputs)
     count = layout.outer if layout.flat else layout.outer * tiling(layout.classes, layout.inner)[1]

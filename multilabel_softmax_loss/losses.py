@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
@@ -32,7 +33,8 @@ class Batch(NamedTuple):
 
     scores: np.ndarray
     labels: np.ndarray
-    weight: Optional[np.ndarray]  # float64, checked; None for none
+    weight: Optional[np.ndarray]  # float64, the largest is 1; None for none
+    weight_scale: float  # what the weights were divided by, so that no gradient overflows before its division
     layout: Layout
     options: Any
     gradient: Optional[np.ndarray] = None  # gets u dL/ds where given
@@ -50,11 +52,16 @@ class Batch(NamedTuple):
         probs: Optional[np.ndarray] = None,
     ) -> Batch:
         """Arrays as a caller has them; an InputError if a sample weight is impossible."""
-        width = layout.classes
+        check_ignore_label(labels, options)
+        width, weight, scale = layout.classes, checked_weights(sample_weight, layout), 1.0
+        if weight is not None:
+            scale = float(weight.max(initial=0)) or 1.0
+            weight /= scale
         return cls(
             layout.view(scores, width),
             layout.view(labels, layout.label_width),
-            checked_weights(sample_weight, layout),
+            weight,
+            scale,
             layout,
             options,
             None if gradient is None else layout.view(gradient, width),
@@ -71,12 +78,27 @@ class Batch(NamedTuple):
             self.scores[where],
             self.labels[where],
             None if self.weight is None else self.weight.reshape(-1, 1)[positions],
+            self.weight_scale,
             Layout(shape, (count, layout.label_width), None, self.options.on_axis(1)),
             self.options,
             None if self.gradient is None else np.empty(shape, self.gradient.dtype),
             None if self.probs is None else np.empty(shape, self.probs.dtype),
         )
         return part, where
+
+
+def check_ignore_label(labels: np.ndarray, options: Options) -> None:
+    """An InputError unless labels of this type can hold the ignore_label: rounded to 0 it would be found everywhere."""
+    if options.ignore_label is None or labels.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        stored = float(labels.dtype.type(options.ignore_label))
+    if math.isinf(stored) or (stored == 0 and options.ignore_label != 0):
+        raise InputError(
+            "ignore_label",
+            f"option 'ignore_label' = {options.ignore_label:g}; "
+            f"expected a number that {{labels}} of {labels.dtype} can hold",
+        )
 
 
 def loss_and_gradient(
@@ -109,14 +131,14 @@ def mean_loss(
     divisors: Mapping[str, float],
     explain: Callable[[Batch], InputError],
 ) -> Tuple[float, float]:
-    """The sum of all u L over the divisor, and the divisor; the loss is 0 where that is 0.
+    """The sum of all u L over the divisor, and what the gradient is to be divided by; the loss is 0 where that is 0.
 
     `compiled` names the loss's function in kernels.py, `by_numpy` does the same for every batch, `divisors` has those
     of FULL and BATCH_SIZE, and `explain` makes the error for a loss that is not finite.
     """
     losses = compiled_losses(batch, compiled, by_numpy) or by_numpy(batch)
     normalization = batch.options.normalization
-    divisor = losses.valid if normalization == "VALID" else divisors.get(normalization, 1.0)
+    divisor = losses.valid if normalization == "VALID" else divisors.get(normalization, 1.0) / batch.weight_scale
     loss = losses.total / divisor if divisor else 0.0
     if batch.options.nonfinite == "error" and not math.isfinite(loss):
         raise explain(batch)
@@ -155,9 +177,12 @@ def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, o
     """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
     rest = () if layout.flat else (2,)
     scores = np.zeros((1, layout.classes, *rest), np.float32)
-    labels = np.full((1, layout.label_width, *rest), options.label_format == "dense", np.float32)
+    is_label = options.label_format == "dense" or options.padding == 0
+    labels = np.full((1, layout.label_width, *rest), is_label, np.float32)  # 1, or the index 0 or 1 that is no padding
     options = options.on_axis(1)
-    evaluate(scores, labels, None, Layout(scores.shape, labels.shape, None, options), options, np.empty_like(scores))
+    layout = Layout(scores.shape, labels.shape, None, options)
+    with suppress(InputError):  # options that refuse even this batch
+        evaluate(scores, labels, None, layout, options, np.empty_like(scores))
 
 
 @lru_cache(maxsize=None)

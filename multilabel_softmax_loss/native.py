@@ -95,8 +95,8 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
 def missing_package(error: ImportError) -> str:
     """What to do where Caffe or another package of the extras is not installed."""
     return (
-        f"{error}. The commands need real Caffe and the tools: run them with .venv/bin/python, which `make environment` "
-        "makes, or install '.[caffe,tools]' on CPython 3.7 to 3.9."
+        f"{error}. The commands need real Caffe and the tools: run them with .venv/bin/python, which `make "
+        "environment` makes, or install '.[caffe,tools]' on CPython 3.7 to 3.9."
     )
 
 

@@ -42,9 +42,13 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], fl
             expected = f"a finite number >= {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(expected)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(expected) from None
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(expected)
-        return float(value)
+        return value
 
     return check
 
@@ -64,15 +68,19 @@ def per_class(value: Any) -> np.ndarray:
     expected = "a list of finite numbers >= 0, one per class, or the name of a .npy or text file that holds them"
     if isinstance(value, str):
         try:
-            value = np.load(value, allow_pickle=False) if value.endswith(".npy") else read_numbers(value)
-        except (OSError, ValueError, EOFError) as error:
+            value = read_array(value) if value.endswith(".npy") else read_numbers(value)
+        except Exception as error:  # NumPy lets the errors of its parsers through: zipfile, tokenize and others
             raise ValueError(f"a readable file of one number per class ({error})") from error
+        if getattr(value, "dtype", np.dtype(float)).kind not in "fiu":
+            raise ValueError(f"a readable file of one number per class (it has {value.dtype})")
     elif not isinstance(value, (list, tuple, np.ndarray)) or any(isinstance(entry, (bool, str)) for entry in value):
         raise TypeError(expected)
     try:
         values = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(expected) from error
+    except OverflowError:
+        raise ValueError(expected) from None
     if values.size == 0 or values.size != max(values.shape, default=0):
         raise ValueError(f"{expected}; its shape is {values.shape}")
     if not (values >= 0).all() or np.isinf(values).any():
@@ -91,6 +99,11 @@ def one_or_per_class(value: Any) -> Any:
         return per_class(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"one finite number >= 0, or {error}") from error
+
+
+def read_array(path: str) -> np.ndarray:
+    with open(path, "rb") as file:  # np.load leaves some torn files open
+        return np.load(file, allow_pickle=False)
 
 
 def read_numbers(path: str) -> list:
@@ -186,7 +199,7 @@ def parse_literal(text: str) -> dict:
     """The dict written in `text` as JSON or as a Python literal. Nothing in it is ever executed."""
     try:
         pairs = json.loads(text, object_pairs_hook=tuple)
-    except (json.JSONDecodeError, RecursionError) as json_error:
+    except (ValueError, RecursionError) as json_error:
         try:
             pairs = literal_pairs(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:

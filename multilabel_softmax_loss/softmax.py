@@ -109,7 +109,8 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
     saturated = sums < SATURATED
     log_sums = np.log(sums)
     if saturated.any():
-        log_sums[saturated] = np.log1p(sum_of_others(exps, saturated))
+        best, others = split_largest(exps, saturated)
+        log_sums[saturated] = np.log1p(others)
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
     prepared = labels.prepare(where, scale, background)
@@ -122,26 +123,26 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
         exps *= weight * mass / sums
         labels.subtract(weight, exps, where, prepared)
         if saturated.any():
-            balance(exps, shifted, saturated)
+            balance(exps, best, saturated)
         batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
     return losses if weight.all() else np.where(weight == 0, 0, losses)
 
 
-def sum_of_others(exps: np.ndarray, saturated: np.ndarray) -> np.ndarray:
-    """The sum of each saturated position's exponentials without its largest, which is 1."""
+def split_largest(exps: np.ndarray, saturated: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """The class of each saturated position's largest exponential, which is 1, and the sum of the others."""
     rows = np.moveaxis(exps, 1, -1)[np.moveaxis(saturated, 1, -1)[..., 0]]
-    np.put_along_axis(rows, rows.argmax(axis=1)[:, None], 0, axis=1)
-    return rows.sum(axis=1)
+    best = rows.argmax(axis=1)[:, None]
+    np.put_along_axis(rows, best, 0, axis=1)
+    return best, rows.sum(axis=1)
 
 
-def balance(gradient: np.ndarray, shifted: np.ndarray, saturated: np.ndarray) -> None:
-    """Set the entry of each saturated position's largest score to minus the sum of the others.
+def balance(gradient: np.ndarray, best: np.ndarray, saturated: np.ndarray) -> None:
+    """Set the entry of each saturated position's best class to minus the sum of the others.
 
     The entries of a position sum to 0; there m p_k - t_k is the difference of two nearly equal numbers.
     """
     rows_of = np.moveaxis(saturated, 1, -1)[..., 0]
     rows = np.moveaxis(gradient, 1, -1)[rows_of]
-    best = np.moveaxis(shifted, 1, -1)[rows_of].argmax(axis=1)[:, None]
     np.put_along_axis(rows, best, 0, axis=1)
     np.put_along_axis(rows, best, -rows.sum(axis=1, keepdims=True), axis=1)
     np.moveaxis(gradient, 1, -1)[rows_of] = rows

@@ -450,3 +450,55 @@ def test_nonfinite_ignore_lets_a_nan_pass():
     net = small_net(param_str='{"nonfinite": "ignore"}')
     net.blobs["scores"].data[0, 0] = np.nan
     assert np.isnan(net.forward()["loss"])
+
+
+# Odd moments
+
+
+def test_backward_without_a_forward_or_after_a_reshape_is_of_the_data_that_are_there():
+    large = {"scores": random_scores((4, 5)), "labels": random_labels((4, 5))}
+    small = {name: array[:2] for name, array in large.items()}
+    expected = softmax_cross_entropy(**large)[1]
+    net = loss_net(large)
+    net.backward()
+    np.testing.assert_allclose(net.blobs["scores"].diff, expected, rtol=0, atol=1e-7)
+    for reshape in (lambda net: net.reshape(), lambda net: None):
+        net = loss_net(small)
+        net.forward()
+        fill(net, large)
+        reshape(net)
+        net.backward()
+        np.testing.assert_allclose(net.blobs["scores"].diff, expected, rtol=0, atol=1e-7)
+
+
+def test_a_net_may_begin_with_an_empty_batch():
+    """Caffe aborts where the data of an empty blob are asked for."""
+    net = make_net(input_layer("scores", (0, 3)) + input_layer("labels", (0, 3)) + loss_layer(["scores", "labels"]))
+    assert net.forward()["loss"] == 0
+
+
+def test_a_loss_beyond_float32_is_an_error():
+    param_str = '{"label_normalization": "none", "normalization": "NONE"}'
+    net = small_net(param_str=param_str)
+    net.blobs["labels"].data[...] = 3e38
+    with pytest.raises(
+        ValueError, match="^MultilabelSoftmaxLossLayer: the loss is .*, more than float32 holds.\n    Change"
+    ):
+        net.forward()
+
+
+def test_tiny_sample_weights_divide_out():
+    arrays = {"scores": random_scores((4, 5)), "labels": random_labels((4, 5))}
+    expected = loss_and_gradient(loss_net(arrays))
+    assert_same(loss_and_gradient(loss_net({**arrays, "weight": np.full(4, 1e-39, np.float32)})), expected)
+
+
+def test_padding_of_zero_and_no_empty_lists():
+    arrays = {"scores": random_scores((2, 3)), "labels": np.array([[2, 0, 0]] * 2, np.float32)}
+    net = loss_net(arrays, param_str='{"label_format": "indices", "empty": "error", "ignore_label": 0}')
+    assert np.isfinite(net.forward()["loss"])
+
+
+def test_an_axis_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r'expected a class axis 5 in it.\n    Change "axis" in param_str'):
+        small_net(param_str='{"axis": 5}')

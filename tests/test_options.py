@@ -57,6 +57,8 @@ def test_options_are_frozen():
         ('{"normalization": "valid"}', "option 'normalization' = 'valid'; expected one of .*; did you mean 'VALID'?"),
         ('{"empty": "skip"}', "option 'empty' = 'skip'; expected one of 'ignore', 'uniform', 'error'$"),
         ('{"label_smoothing": 1.5}', "option 'label_smoothing' = 1.5; expected a number from 0 to 1"),
+        ('{"label_smoothing": 1' + "0" * 400 + "}", "option 'label_smoothing' = 1.*; expected a number from 0 to 1"),
+        ('{"class_weight": [1' + "0" * 400 + "]}", "option 'class_weight' = .*; expected a list of finite numbers"),
         ('{"label_smoothing": NaN}', "option 'label_smoothing' = nan; expected a number from 0 to 1"),
         ('{"ignore_label": Infinity}', "option 'ignore_label' = inf; expected a finite number"),
         ('{"class_weight": [1, -2]}', r"option 'class_weight' = \[1, -2\]; expected .*; entry 1 is -2"),
@@ -121,7 +123,14 @@ def test_class_weights_come_from_a_file(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    "name, content", [("w.npy", b""), ("w.npy", b"\x93NUMPY torn"), ("w.txt", b"1 two"), ("w.txt", b"\xff")]
+    "name, content",
+    [
+        ("w.npy", b""),
+        ("w.npy", b"\x93NUMPY torn"),
+        ("w.npy", b"PK\x03\x04torn"),
+        ("w.txt", b"1 two"),
+        ("w.txt", b"\xff"),
+    ],
 )
 def test_a_torn_or_foreign_file_of_weights_is_refused(tmp_path, name, content):
     path = tmp_path / name

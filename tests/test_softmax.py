@@ -338,6 +338,32 @@ def test_warnings_of_numpy_stay_inside():
             softmax_cross_entropy(scores * 1e3, labels, **options)
 
 
+def test_an_unknown_class_gets_no_gradient_where_another_is_almost_certain():
+    _, gradient = softmax_cross_entropy([[5.0, 50.0, 0.0]], [[9, 1, 0]], ignore_label=9)
+    np.testing.assert_allclose(gradient, [[0, -np.exp(-50.0), np.exp(-50.0)]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("weight", [1e-320, 1e-42, 1e6, 1e300])
+def test_the_size_of_the_sample_weights_divides_out(dtype, weight):
+    loss, gradient = softmax_cross_entropy(np.zeros((1, 3), dtype), [[1, 1, 0]], [weight])
+    assert loss == pytest.approx(np.log(3))
+    np.testing.assert_allclose(gradient, [[-1 / 6, -1 / 6, 1 / 3]], rtol=1e-3)
+
+
+def test_read_only_arrays_are_read():
+    scores, labels = np.ones((2, 3), np.float32), np.eye(2, 3, dtype=np.float32)
+    for array in (scores, labels):
+        array.flags.writeable = False
+    assert softmax_cross_entropy(scores, labels)[0] == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize("ignore_label", [1e300, 1e-300])
+def test_an_ignore_label_that_the_labels_cannot_hold_is_refused(ignore_label):
+    with pytest.raises(ValueError, match="'ignore_label' = 1e.*; expected a number that labels of float32 can hold"):
+        softmax_cross_entropy(np.zeros((1, 3)), np.eye(1, 3, dtype=np.float32), ignore_label=ignore_label)
+
+
 # Memory
 
 
@@ -385,8 +411,10 @@ def test_a_loss_that_overflows_is_named():
     scores, labels = [[0, 0], [0, 1e3]], [[1, 1], [1, 0]]
     with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the weights are too large$"):
         softmax_cross_entropy(scores, labels, class_weight=[1e306, 1e306])
-    with pytest.raises(ValueError, match="^the loss at sample 1 overflows; scores or the weights are too large$"):
-        softmax_cross_entropy(scores, labels, [1, 1e306])
+    with pytest.raises(
+        ValueError, match="^the losses are finite but not their sum; scores or the weights are too large$"
+    ):
+        softmax_cross_entropy(scores, labels, [1, 1e306], normalization="NONE")
 
 
 def test_the_culprit_is_named_by_its_place_in_a_spatial_batch():
