@@ -89,9 +89,8 @@ def predict(
     activation: Optional[str] = None,
 ) -> List[Dict[str, Any]]:
     """For each image {"image": its path, "labels": [{"class": its name, "score": its probability}, ...]}."""
-    for path, expected in ((net, "a net"), (weights, "weights")):
-        if not os.path.isfile(path):
-            raise UsageError(f"{path} is no file; expected {expected}.")
+    if os.path.isfile(net) and not os.path.isfile(weights):  # what is wrong with the net is told in reading it
+        raise UsageError(f"{weights} is no file; expected weights.")
     recipe = find_preprocessing(weights, preprocessing)
     names = read_lines(classes, "--classes") if classes else None
     levels = read_thresholds(thresholds) if thresholds else threshold

@@ -16,7 +16,8 @@ OPTIONS = {
     "divergence": st.sampled_from(["cross_entropy", "kl"]),
 }
 
-ROUNDING = 1e-45  # of the reference's 50 digits, where the right result is 0
+# What m p - t and t log t lose where they are differences of nearly equal numbers up to 1, by type of the scores.
+ROUNDING = {np.dtype(np.float32): 3e-12, np.dtype(np.float64): 1e-14}
 
 
 @st.composite
@@ -62,8 +63,10 @@ def test_it_is_what_the_definition_says(case):
     whole = reference_softmax(scores, labels, weight, **dict(options, divergence="cross_entropy"))[0]
     # Of float32 scores the kernels find a loss of 1e-4 and more, to 1e-12.
     bar = 1e-7 if scores.dtype == np.float32 else 1e-9
-    assert loss == pytest.approx(expected_loss, rel=bar, abs=1e-13 * abs(whole) + ROUNDING)
-    assert np.abs(gradient - expected).max(initial=0) <= digits * np.abs(expected).max(initial=0) + ROUNDING
+    assert loss == pytest.approx(expected_loss, rel=bar, abs=1e-13 * abs(whole) + ROUNDING[scores.dtype])
+    assert (
+        np.abs(gradient - expected).max(initial=0) <= digits * np.abs(expected).max(initial=0) + ROUNDING[scores.dtype]
+    )
 
 
 @given(cases(np.float64), st.floats(-100, 100))
@@ -93,7 +96,10 @@ def test_permuting_the_classes_permutes_the_gradient(case, random):
     digits = 2e-7 if scores.dtype == np.float32 else 1e-12
     assert permuted_loss == pytest.approx(loss, rel=1e-7 if scores.dtype == np.float32 else 1e-9, abs=1e-12)
     np.testing.assert_allclose(
-        permuted, np.take(gradient, order, axis), rtol=0, atol=digits * np.abs(gradient).max(initial=0)
+        permuted,
+        np.take(gradient, order, axis),
+        rtol=0,
+        atol=digits * np.abs(gradient).max(initial=0) + ROUNDING[scores.dtype],
     )
 
 
@@ -103,7 +109,8 @@ def test_the_gradient_of_a_position_sums_to_zero(case):
     _, gradient = softmax_cross_entropy(scores, labels, weight, **options)
     sums = gradient.sum(axis=options["axis"], dtype=np.float64)
     digits = 2e-7 if scores.dtype == np.float32 else 1e-12
-    assert np.abs(sums).max(initial=0) <= digits * np.abs(gradient).sum(axis=options["axis"]).max(initial=0)
+    size = np.abs(gradient).sum(axis=options["axis"]).max(initial=0)
+    assert np.abs(sums).max(initial=0) <= digits * size + ROUNDING[scores.dtype]
 
 
 @given(cases(np.float64), st.integers(0, 2**32 - 1))
