@@ -102,7 +102,7 @@ def assert_gradient_of_loss(scores, labels, **options):
     assert_gradient(check_function(loss, gradient, scores, tolerance=1e-7, name=str(options)))
 
 
-@pytest.mark.parametrize("first, gamma", enumerate(GAMMAS))
+@pytest.mark.parametrize("first, gamma", list(enumerate(GAMMAS)))
 @pytest.mark.parametrize("label_format, labels", [("dense", None), ("indices", [[1, 2], [0, 1]])])
 def test_every_combination_has_the_gradient_of_its_loss(first, gamma, label_format, labels):
     """Every third one, from another first one for each gamma: each gets its turn."""
