@@ -30,7 +30,8 @@ EXTRAS = {
         "tqdm>=4.60",
         "h5py>=3.8",
         "lmdb>=1.6,<1.7; python_version < '3.8'",
-        "lmdb>=1.6; python_version >= '3.8'",
+        "lmdb>=1.6,<1.9; python_version == '3.8'",  # later wheels for 3.8 do not import
+        "lmdb>=1.6; python_version >= '3.9'",
         # 5.0 dropped the reader of Caffe models; 4.12 wants NumPy 2 on CPython 3.9, which Caffe cannot have.
         "opencv-python-headless>=4.5,<4.12; python_version == '3.9'",
         "opencv-python-headless>=4.5,<5; python_version != '3.9'",
