@@ -1,31 +1,37 @@
-"""The losses' inner passes in compiled form (numba): float32 blobs, float64 inside, one read of each blob.
+"""The losses' inner passes in compiled form (numba): float32 blobs, one read of each.
 
 A kernel treats the ordinary positions; whatever is odd (a bad label, a score beyond +-600, a loss that is almost 0)
 it marks and leaves to the NumPy path, which knows how to be exact and what to say. That is also why no maximum of the
 scores is needed here: where the kernels apply, exp() of a double cannot overflow.
 
 Each position is passed over twice while it is in the cache: once for the exponentials and all sums, once for the
-gradient. The formulas are those of softmax.py and sigmoid.py; what turns labels into softmax targets is compiled from
-targets.py itself.
+gradient. Rows with few labels among many classes go a quick way, in float32: digits are lost only where p and t almost
+cancel, which is where the labels are, so that these alone need float64. All else is in float64. The formulas are those
+of softmax.py and sigmoid.py; what turns labels into softmax targets is compiled from targets.py itself.
+
+Each kernel ends with `work` and `helper`: it takes parts of the batch until none is left, beside other threads that do
+the same (threads.py).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from .blobs import Layout
 from .losses import Batch, Losses
 from .targets import affine_targets, sigmoid_terms
+from .threads import Team, count_threads, enter, leave, next_part
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.
 FAST = {"reassoc", "nsz", "contract"}
+summing = njit(forceinline=True, error_model="numpy", fastmath=FAST)
 inlined = njit(
     forceinline=True, error_model="numpy", fastmath={"contract"}
 )  # no reassoc: it would undo the rounding in exp
@@ -34,7 +40,7 @@ inlined = njit(
 def compiled(function: Any) -> Any:
     """The function compiled on its first call; the machine code is kept beside this file, or in the user's cache.
 
-    numba watches this file only: after a change of targets.affine_targets, remove __pycache__.
+    numba watches this file only: after a change of targets.affine_targets or threads.py, remove __pycache__.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": FAST}
     try:
@@ -56,21 +62,30 @@ LOWEST = np.float32(-700)  # its exp() is a normal double, and nothing beside an
 HIGHEST = int(np.float32(600).view(np.int32))  # exp() and sums of it cannot overflow below
 SMALLEST_SUM = math.exp(-600)
 SMALLEST_LOSS = 1e-4  # below, what is left of log(sum) - s has few digits of its own
-FACTORS = 1000  # numbers up to 2 whose product is still a double
-ONE = int(np.float32(1).view(np.int32))
-SHARED_ENTRIES = 1 << 17  # fewer scores are not worth waking another thread for
-TILE_ENTRIES = 1 << 13  # exponentials of the positions that are treated side by side, 64 KiB
+QUICK = int(np.float32(64).view(np.int32))  # scores beyond +-64 are too far apart for float32
+RUN = 512  # the product of so many numbers up to 2 is a double
+LONG = 64  # places of a class that make a row worth its overhead
+FEW = 8  # the quick way is for at most one labelled class in so many
+PLACES = 512  # at most so many positions are treated side by side
+TILE_ENTRIES = 1 << 13  # and so many exponentials, 64 KiB
+
+ZERO, ONE = np.float32(0), np.float32(1)
+MAGNITUDE = np.int32(0x7FFFFFFF)  # the bits of a float32 but for its sign
+LOG2_E_32, LN_2_32 = np.float32(LOG2_E), np.float32(0.693359375)  # the latter times an integer is exact
+LN_2_REST = np.float32(LN_2 - 0.693359375)
+ROUND_32 = np.float32(1.5 * 2**23)
 
 
-def exp_polynomial() -> tuple:
-    """c with exp(r) = 1 + r (c_0 + c_1 r + ...) on [-ln(2)/2, ln(2)/2], to 3e-12 relative and exact at 0."""
+def exp_polynomial(degree: int) -> list:
+    """c with exp(r) = 1 + r (c_0 + c_1 r + ...) on [-ln(2)/2, ln(2)/2]: 3e-12 relative for degree 7, 2e-9 for 5."""
     half = LN_2 / 2
     chebyshev = np.polynomial.chebyshev
-    series = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda x: np.expm1(x * half) / (x * half), 7))
-    return tuple(float(c) for c in series / half ** np.arange(8))
+    series = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda x: np.expm1(x * half) / (x * half), degree))
+    return [float(c) for c in series / half ** np.arange(degree + 1)]
 
 
-C0, C1, C2, C3, C4, C5, C6, C7 = exp_polynomial()
+C0, C1, C2, C3, C4, C5, C6, C7 = exp_polynomial(7)
+_, B1, B2, B3, B4, B5 = (np.float32(c) for c in exp_polynomial(5))
 
 
 def log_polynomial() -> tuple:
@@ -105,6 +120,29 @@ def use_wide_vectors(typing_context):
     return types.void(), generate
 
 
+@intrinsic
+def nonzero_marks(typing_context, row, first):
+    """64 bits that say which of row[first : first + 64], float32, are not 0; NaN is not."""
+
+    def generate(context, builder, signature, arguments):
+        vector = ir.VectorType(ir.FloatType(), 64)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        values = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer()), align=4)
+        return builder.bitcast(builder.fcmp_unordered("!=", values, ir.Constant(vector, [0.0] * 64)), ir.IntType(64))
+
+    return types.uint64(row, types.intp), generate
+
+
+@intrinsic
+def lowest_mark(typing_context, marks):
+    """The number of the lowest bit that is 1; there must be one."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
 @inlined
 def exp(x):
     """e^x of a double within +-700, without a branch, so that LLVM vectorises it. NaN stays NaN."""
@@ -112,6 +150,18 @@ def exp(x):
     r = x - (shifted - ROUND) * LN_2
     power = 1.0 + r * (C0 + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * (C6 + r * C7)))))))
     return np.int64(np.float64(power).view(np.int64) + (np.float64(shifted).view(np.int64) << 52)).view(np.float64)
+
+
+@inlined
+def exp_32(x):
+    """The same in float32, within +-87: to 1.1 ulp, and 1 at 0."""
+    shifted = x * LOG2_E_32 + ROUND_32
+    whole = shifted - ROUND_32
+    r = x - whole * LN_2_32
+    r = r - whole * LN_2_REST
+    power = ONE + (r + r * r * (B1 + r * (B2 + r * (B3 + r * (B4 + r * B5)))))
+    bits = np.float32(power).view(np.int32) + (np.float32(shifted).view(np.int32) << np.int32(23))
+    return np.int32(bits).view(np.float32)
 
 
 @inlined
@@ -127,9 +177,25 @@ def highest_of(highest, score):
 
 
 @inlined
+def farthest_of(farthest, score):
+    """The same of the sizes of the scores."""
+    return np.int32(max(farthest, np.float32(score).view(np.int32) & MAGNITUDE))
+
+
+@inlined
 def signs_of(signs, x):
     """The sign bits met so far; as float32 has its sign, so has int32."""
     return np.int32(signs | np.float32(x).view(np.int32))
+
+
+@summing
+def sum_of(values):
+    """The sum of float32 numbers as a double. In float32 even the few roundings of SIMD lanes would show."""
+    use_wide_vectors()
+    total = 0.0
+    for k in range(len(values)):
+        total += values[k]
+    return total
 
 
 affine = inlined(affine_targets)
@@ -158,58 +224,153 @@ def position(
     return weight * loss if exact else np.nan, weight, weight * mass / exp_sum, weight * scale, weight * background
 
 
-@inlined
-def is_plain(ignoring, class_weight, parts, smoothing, uniform):
-    """Whether a position needs no more than the sum of its labels."""
-    return not ignoring and not len(class_weight) and parts != 1 and smoothing == 0 and not uniform
+# The quick way of a row. `listed` has the classes with a label, `amounts` w y and `factors` 1 of each of them; both are
+# 0 of an unknown class, which has no place in the softmax.
 
 
 @inlined
-def tiling(classes, places):
-    """How many places are treated side by side, and in how many tiles that makes of a sample."""
-    width = max(16, min(places, TILE_ENTRIES // classes))
-    return width, (places + width - 1) // width
+def list_labels(labels, ignoring, ignore_label, class_weight, listed, amounts, factors):
+    """Fills the lists from a row of labels; returns their number, the sum, the positives, and False for no label.
+
+    The number is -1 where the labels are too many for the quick way.
+    """
+    classes = len(labels)
+    limit = classes // FEW
+    count = 0
+    whole = classes - classes % 64
+    for first in range(0, whole, 64):
+        marks = nonzero_marks(labels, first)
+        while marks != 0:
+            if count == limit:
+                return -1, 0.0, 0.0, True
+            listed[count] = first + lowest_mark(marks)
+            count += 1
+            marks &= marks - np.uint64(1)
+    for k in range(whole, classes):
+        if labels[k] != 0:
+            if count == limit:
+                return -1, 0.0, 0.0, True
+            listed[count] = k
+            count += 1
+    total = positives = 0.0
+    good = True
+    for i in range(count):
+        k = listed[i]
+        y = labels[k]
+        there = 0.0 if ignoring and y == ignore_label else 1.0
+        y = y if there == 1.0 else ZERO
+        good = good and y >= 0
+        total += y
+        positives += there
+        amounts[i] = (class_weight[k] if len(class_weight) else 1.0) * y
+        factors[i] = there
+    return count, total, positives, good and total < np.inf
+
+
+@inlined
+def quick_exps(scores, exps):
+    """exp() of a row of scores; whether all of them are near enough to 0 for that."""
+    use_wide_vectors()
+    farthest = np.int32(0)
+    for k in range(len(scores)):
+        s = scores[k]
+        exps[k] = exp_32(s)
+        farthest = farthest_of(farthest, s)
+    return farthest <= QUICK
+
+
+@inlined
+def quick_sums(scores, exps, listed, amounts, factors, count):
+    """sum exp(s), sum w y s and sum w y; the listed classes' exps are taken out into `factors`."""
+    exp_sum = dot = weighted_total = 0.0
+    for i in range(count):
+        k = listed[i]
+        s = scores[k]
+        factors[i] *= exp_score(s)
+        exps[k] = 0
+        exp_sum += factors[i]
+        weighted_total += amounts[i]
+        dot += amounts[i] * s
+    return exp_sum + sum_of(exps), dot, weighted_total
+
+
+@inlined
+def product(high, low, x):
+    """(high + low) x, rounded once."""
+    return high * x + low * x
+
+
+@inlined
+def quick_write(share, exps, listed, factors, count, scale, amounts, out):
+    """out = share exps - scale amounts."""
+    use_wide_vectors()
+    high = np.float32(share)
+    low = np.float32(share - high)
+    for k in range(len(out)):
+        out[k] = product(high, low, exps[k])
+    for i in range(count):
+        out[listed[i]] = share * factors[i] - scale * amounts[i]
 
 
 @compiled
 def dense_rows(
     scores, labels, sample_weight, class_weight, ignoring, ignore_label, parts, smoothing, uniform,
-    losses, weights, gradient, probs, start, stop,
+    losses, weights, gradient, probs, work, helper,
 ):  # fmt: skip
-    """Rows start to stop of scores and labels (N, C), float32; False where a label is no label.
+    """Rows of scores and labels (N, C), float32; False where a label is no label.
 
     sample_weight (N) or (0), class_weight (C) or (0), float64. Written: losses u L and weights u (N), float64;
     gradient u (m p - t) and probs p, (N, C) or (0, C), float32.
     """
     use_wide_vectors()
+    enter(work, helper)
     classes = scores.shape[1]
-    exps = np.empty(classes)
-    plain = is_plain(ignoring, class_weight, parts, smoothing, uniform)
-    for n in range(start, stop):
-        exp_sum = 0.0
-        total = 0.0
-        dot = 0.0
-        signs = highest = np.int32(0)
-        positives = known = float(classes)
-        if plain:
-            for k in range(classes):
-                s = scores[n, k]
-                e = exp_score(s)
-                y = labels[n, k]
-                exps[k] = e
-                exp_sum += e
-                highest = highest_of(highest, s)
-                signs = signs_of(signs, y)
-                total += y
-                dot += np.float64(s) * y
-            weighted_total, weighted_known, score_dot = total, known, 0.0
-        else:
-            weighted_total = weighted_known = score_dot = positives = known = 0.0
+    exps, quick = np.empty(classes), np.empty(classes, np.float32)
+    limit = classes // FEW
+    listed, amounts, factors = np.empty(limit, np.int64), np.empty(limit), np.empty(limit)
+    # Without a target everywhere, and with 0 for no label, the labels are where p and t may cancel.
+    may_be_quick = smoothing == 0 and not uniform and not (ignoring and ignore_label == 0)
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for n in range(start, stop):
+            u = sample_weight[n] if len(sample_weight) else 1.0
+            if may_be_quick:
+                count, total, positives, good = list_labels(
+                    labels[n], ignoring, ignore_label, class_weight, listed, amounts, factors
+                )
+                if not good:
+                    break
+                if count >= 0 and quick_exps(scores[n], quick):
+                    exp_sum, dot, weighted_total = quick_sums(scores[n], quick, listed, amounts, factors, count)
+                    losses[n], weights[n], share, scale, _ = position(
+                        total,
+                        positives,
+                        float(classes),
+                        weighted_total,
+                        0.0,
+                        dot,
+                        0.0,
+                        exp_sum,
+                        0,
+                        u,
+                        parts,
+                        0.0,
+                        False,
+                    )
+                    if len(gradient):
+                        quick_write(share, quick, listed, factors, count, scale, amounts, gradient[n])
+                    if len(probs):
+                        inverse = 1 / exp_sum if exp_sum > 0 else 0.0
+                        quick_write(inverse, quick, listed, factors, count, 0.0, amounts, probs[n])
+                    continue
+            signs = highest = np.int32(0)
+            exp_sum = total = positives = known = weighted_total = weighted_known = dot = score_dot = 0.0
             for k in range(classes):
                 s = scores[n, k]
                 y = labels[n, k]
                 there = 0.0 if ignoring and y == ignore_label else 1.0
-                y = y if there == 1.0 else np.float32(0)
+                y = y if there == 1.0 else ZERO
                 w = class_weight[k] if len(class_weight) else 1.0
                 e = there * exp_score(s)
                 exps[k] = e
@@ -223,166 +384,183 @@ def dense_rows(
                 weighted_known += w * there
                 dot += w * y * s
                 score_dot += w * there * s
-        if signs < 0 or not total < np.inf:
-            return False
-        losses[n], weights[n], share, scale, background = position(
-            total, positives, known, weighted_total, weighted_known, dot, score_dot, exp_sum, highest,
-            sample_weight[n] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-        )  # fmt: skip
-        if len(gradient) and plain:
-            for k in range(classes):
-                gradient[n, k] = share * exps[k] - scale * labels[n, k]
-        elif len(gradient):
-            for k in range(classes):
-                y = labels[n, k]
-                there = 0.0 if ignoring and y == ignore_label else 1.0
-                w = class_weight[k] if len(class_weight) else 1.0
-                gradient[n, k] = share * exps[k] - there * w * (scale * y + background)
-        if len(probs):
-            inverse = 1 / exp_sum if exp_sum > 0 else 0.0
-            for k in range(classes):
-                probs[n, k] = exps[k] * inverse
-    return True
+            good = signs >= 0 and total < np.inf
+            if not good:
+                break
+            losses[n], weights[n], share, scale, background = position(
+                total, positives, known, weighted_total, weighted_known, dot, score_dot, exp_sum, highest, u,
+                parts, smoothing, uniform,
+            )  # fmt: skip
+            if len(gradient):
+                for k in range(classes):
+                    y = labels[n, k]
+                    there = 0.0 if ignoring and y == ignore_label else 1.0
+                    w = class_weight[k] if len(class_weight) else 1.0
+                    gradient[n, k] = share * exps[k] - there * w * (scale * y + background)
+            if len(probs):
+                inverse = 1 / exp_sum if exp_sum > 0 else 0.0
+                for k in range(classes):
+                    probs[n, k] = exps[k] * inverse
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
-# Rows of a tile. Each helper is one loop over few arrays: LLVM must be able to check that they do not overlap.
+# Places side by side. The sums of a tile's places lie in one array at fixed distances, so that LLVM need not check
+# whether many arrays overlap: beyond a few it gives up SIMD.
+
+EXP_SUM = 0
+TOTAL = PLACES
+DOT = 2 * PLACES
+POSITIVES = 3 * PLACES
+KNOWN = 4 * PLACES
+WEIGHTED_TOTAL = 5 * PLACES
+WEIGHTED_KNOWN = 6 * PLACES
+SCORE_DOT = 7 * PLACES
+SHARE, SCALE, BACKGROUND = 0, PLACES, 2 * PLACES
 
 
 @inlined
-def read_row(labels, ignoring, ignore_label, row, there):
-    """The labels as doubles, 0 where unknown, and 1 or 0 for known or not."""
-    for j in range(len(labels)):
+def tiling(classes, places):
+    """How many places are treated side by side, and in how many tiles that makes of a sample."""
+    width = max(16, min(places, PLACES, TILE_ENTRIES // classes))
+    return width, (places + width - 1) // width
+
+
+@inlined
+def add_plain_class(scores, labels, exps, sums):
+    """One class of a tile; the largest score and the signs of the labels, as bits."""
+    use_wide_vectors()
+    signs = highest = np.int32(0)
+    for j in range(len(scores)):
+        s = scores[j]
         y = labels[j]
-        known = 0.0 if ignoring and y == ignore_label else 1.0
-        there[j] = known
-        row[j] = y if known == 1.0 else 0.0
-
-
-@inlined
-def add_exps(scores, there, exps, exp_sum):
-    for j in range(len(scores)):
-        e = there[j] * exp_score(scores[j])
+        e = exp_score(s)
         exps[j] = e
-        exp_sum[j] += e
+        highest = highest_of(highest, s)
+        signs = signs_of(signs, y)
+        sums[EXP_SUM + j] += e
+        sums[TOTAL + j] += y
+        sums[DOT + j] += np.float64(s) * y
+    return highest, signs
 
 
 @inlined
-def find_highest(scores, highest):
+def add_class(scores, labels, w, ignoring, ignore_label, exps, sums):
+    """The same with class weight w, and labels that may be unknown."""
+    use_wide_vectors()
+    signs = highest = np.int32(0)
     for j in range(len(scores)):
-        highest[j] = highest_of(highest[j], scores[j])
+        s = scores[j]
+        y = labels[j]
+        there = 0.0 if ignoring and y == ignore_label else 1.0
+        y = y if there == 1.0 else ZERO
+        e = there * exp_score(s)
+        exps[j] = e
+        highest = highest_of(highest, s)
+        signs = signs_of(signs, y)
+        sums[EXP_SUM + j] += e
+        sums[TOTAL + j] += y
+        sums[DOT + j] += w * y * s
+        sums[POSITIVES + j] += 1.0 if y != 0 else 0.0
+        sums[KNOWN + j] += there
+        sums[WEIGHTED_TOTAL + j] += w * y
+        sums[WEIGHTED_KNOWN + j] += w * there
+        sums[SCORE_DOT + j] += w * there * s
+    return highest, signs
 
 
 @inlined
-def add(factor, row, total):
-    for j in range(len(row)):
-        total[j] += factor * row[j]
+def write_plain_slopes(exps, labels, factors, gradient):
+    use_wide_vectors()
+    for j in range(len(labels)):
+        gradient[j] = factors[SHARE + j] * exps[j] - factors[SCALE + j] * labels[j]
 
 
 @inlined
-def add_products(factor, row, scores, total):
-    for j in range(len(scores)):
-        total[j] += factor * row[j] * scores[j]
-
-
-@inlined
-def count_bad(row, highest, bad):
-    for j in range(len(bad)):
-        bad[j] += 0.0 if row[j] >= 0 and row[j] <= highest else 1.0
-
-
-@inlined
-def count_positive(row, positives):
-    for j in range(len(row)):
-        positives[j] += 1.0 if row[j] != 0 else 0.0
-
-
-@inlined
-def write_slopes(exps, labels, ignoring, ignore_label, w, share, scale, background, gradient):
+def write_slopes(exps, labels, ignoring, ignore_label, w, factors, gradient):
+    use_wide_vectors()
     for j in range(len(labels)):
         y = labels[j]
         there = 0.0 if ignoring and y == ignore_label else w
-        gradient[j] = share[j] * exps[j] - there * (scale[j] * y + background[j])
+        gradient[j] = factors[SHARE + j] * exps[j] - there * (factors[SCALE + j] * y + factors[BACKGROUND + j])
 
 
 @inlined
-def write_probs(exps, exp_sum, probs):
-    for j in range(len(exp_sum)):
-        probs[j] = exps[j] / exp_sum[j] if exp_sum[j] > 0 else 0.0
+def write_probs(exps, sums, probs):
+    use_wide_vectors()
+    for j in range(len(probs)):
+        probs[j] = exps[j] / sums[EXP_SUM + j] if sums[EXP_SUM + j] > 0 else 0.0
 
 
 @compiled
 def dense_columns(
     scores, labels, sample_weight, class_weight, ignoring, ignore_label, parts, smoothing, uniform,
-    losses, weights, gradient, probs, start, stop,
+    losses, weights, gradient, probs, work, helper,
 ):  # fmt: skip
-    """The same for scores and labels (N, C, S), one softmax for each of the N S places; tiles start to stop.
+    """The same for scores and labels (N, C, S), one softmax for each of the N S places.
 
     A tile is a run of places of one sample, treated side by side: the loops over places are the SIMD loops.
     """
     use_wide_vectors()
+    enter(work, helper)
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
-    plain = is_plain(ignoring, class_weight, parts, smoothing, uniform)
+    plain = not ignoring and not len(class_weight) and parts != 1 and smoothing == 0 and not uniform
     exps = np.empty((classes, width))
-    row, there, exp_sum, total, bad = (
-        np.empty(width),
-        np.empty(width),
-        np.empty(width),
-        np.empty(width),
-        np.empty(width),
-    )
-    dot, score_dot, positives, known = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
-    weighted_total, weighted_known = np.empty(width), np.empty(width)
-    share, scale, background = np.empty(width), np.empty(width), np.empty(width)
-    highest = np.empty(width, np.int32)
-    for tile in range(start, stop):
-        n = tile // tiles
-        first = (tile % tiles) * width
-        count = min(width, places - first)
-        for sums in (exp_sum, total, bad, dot, score_dot, positives, known, weighted_total, weighted_known):
+    sums, factors = np.empty(8 * PLACES), np.empty(3 * PLACES)
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for tile in range(start, stop):
+            n = tile // tiles
+            first = (tile % tiles) * width
+            count = min(width, places - first)
             sums[:] = 0
-        highest[:] = 0
-        for k in range(classes):
-            w = class_weight[k] if len(class_weight) else 1.0
-            s = scores[n, k, first : first + count]
-            read_row(labels[n, k, first : first + count], ignoring, ignore_label, row, there)
-            add_exps(s, there, exps[k], exp_sum)
-            find_highest(s, highest)
-            count_bad(row[:count], np.inf, bad)
-            add(1.0, row[:count], total)
-            add_products(w, row, s, dot)
-            if not plain:
-                add(1.0, there[:count], known)
-                add(w, row[:count], weighted_total)
-                add(w, there[:count], weighted_known)
-                add_products(w, there, s, score_dot)
-                count_positive(row[:count], positives)
-        if plain:
-            known[:] = classes
-            weighted_total[:] = total
-        for j in range(count):
-            if bad[j] > 0 or not total[j] < np.inf:
-                return False
-            place = n * places + first + j
-            losses[place], weights[place], share[j], scale[j], background[j] = position(
-                total[j], positives[j], known[j], weighted_total[j], weighted_known[j], dot[j], score_dot[j],
-                exp_sum[j], highest[j], sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-            )  # fmt: skip
-        for k in range(classes):
-            w = class_weight[k] if len(class_weight) else 1.0
-            if len(gradient):
-                given = labels[n, k, first : first + count]
-                write_slopes(
-                    exps[k], given, ignoring, ignore_label, w, share, scale, background, gradient[n, k, first:]
-                )
-            if len(probs):
-                write_probs(exps[k], exp_sum[:count], probs[n, k, first:])
-    return True
+            signs = highest = np.int32(0)
+            for k in range(classes):
+                s, y = scores[n, k, first : first + count], labels[n, k, first : first + count]
+                if plain:
+                    high, sign = add_plain_class(s, y, exps[k], sums)
+                else:
+                    w = class_weight[k] if len(class_weight) else 1.0
+                    high, sign = add_class(s, y, w, ignoring, ignore_label, exps[k], sums)
+                highest = max(highest, high)
+                signs |= sign
+            good = signs >= 0
+            for j in range(count):
+                good = good and sums[TOTAL + j] < np.inf
+            if not good:
+                break
+            if plain:
+                sums[KNOWN : KNOWN + count] = classes
+                sums[WEIGHTED_TOTAL : WEIGHTED_TOTAL + count] = sums[TOTAL : TOTAL + count]
+            for j in range(count):
+                place = n * places + first + j
+                losses[place], weights[place], share, scale, background = position(
+                    sums[TOTAL + j], sums[POSITIVES + j], sums[KNOWN + j], sums[WEIGHTED_TOTAL + j],
+                    sums[WEIGHTED_KNOWN + j], sums[DOT + j], sums[SCORE_DOT + j], sums[EXP_SUM + j], highest,
+                    sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
+                )  # fmt: skip
+                factors[SHARE + j], factors[SCALE + j], factors[BACKGROUND + j] = share, scale, background
+            for k in range(classes):
+                y = labels[n, k, first : first + count]
+                if len(gradient) and plain:
+                    write_plain_slopes(exps[k], y, factors, gradient[n, k, first:])
+                elif len(gradient):
+                    w = class_weight[k] if len(class_weight) else 1.0
+                    write_slopes(exps[k], y, ignoring, ignore_label, w, factors, gradient[n, k, first:])
+                if len(probs):
+                    write_probs(exps[k], sums, probs[n, k, first : first + count])
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
 @inlined
-def distinct(indices, padding, classes, listed):
-    """The distinct class indices of one list are put into `listed`; returns how many, or -1 for what is no index."""
+def distinct(indices, padding, classes, seen, stamp, listed):
+    """The distinct class indices of one list are put into `listed`; returns how many, or -1 for what is no index.
+
+    seen[k] = stamp notes class k; each list needs a stamp of its own.
+    """
     count = 0
     for given in indices:
         if given == padding:
@@ -390,10 +568,8 @@ def distinct(indices, padding, classes, listed):
         if not (given >= 0 and given < classes and given == math.floor(given)):
             return -1
         index = np.int64(given)
-        is_new = True
-        for k in range(count):
-            is_new = is_new and listed[k] != index
-        if is_new:
+        if seen[index] != stamp:
+            seen[index] = stamp
             listed[count] = index
             count += 1
     return count
@@ -402,124 +578,157 @@ def distinct(indices, padding, classes, listed):
 @compiled
 def index_rows(
     scores, indices, sample_weight, class_weight, padding, parts, smoothing, uniform,
-    losses, weights, gradient, probs, start, stop,
+    losses, weights, gradient, probs, work, helper,
 ):  # fmt: skip
     """The same for scores (N, C) and lists of class indices (N, K); only listed classes are visited for targets."""
     use_wide_vectors()
-    classes = scores.shape[1]
-    exps = np.empty(classes)
-    listed = np.empty(indices.shape[1], np.int64)
+    enter(work, helper)
+    classes, length = scores.shape[1], indices.shape[1]
+    exps, quick = np.empty(classes), np.empty(classes, np.float32)
+    listed, amounts, factors = np.empty(length, np.int64), np.empty(length), np.empty(length)
+    seen = np.zeros(classes, np.int64)
     weighted = len(class_weight) > 0
     weighted_known = class_weight.sum() if weighted else float(classes)
-    for n in range(start, stop):
-        exp_sum = 0.0
-        highest = np.int32(0)
-        for k in range(classes):
-            s = scores[n, k]
-            e = exp_score(s)
-            exps[k] = e
-            exp_sum += e
-            highest = highest_of(highest, s)
-        count = distinct(indices[n], padding, classes, listed)
-        if count < 0:
-            return False
-        weighted_total = dot = 0.0
-        for i in range(count):
-            w = class_weight[listed[i]] if weighted else 1.0
-            weighted_total += w
-            dot += w * scores[n, listed[i]]
-        score_dot = 0.0
-        if smoothing != 0 or uniform:
+    may_be_quick = smoothing == 0 and not uniform
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for n in range(start, stop):
+            u = sample_weight[n] if len(sample_weight) else 1.0
+            count = distinct(indices[n], padding, classes, seen, n + 1, listed)
+            good = count >= 0
+            if not good:
+                break
+            for i in range(count):
+                amounts[i] = class_weight[listed[i]] if weighted else 1.0
+                factors[i] = 1
+            if may_be_quick and count <= classes // FEW and quick_exps(scores[n], quick):
+                exp_sum, dot, weighted_total = quick_sums(scores[n], quick, listed, amounts, factors, count)
+                losses[n], weights[n], share, scale, _ = position(
+                    float(count), float(count), float(classes), weighted_total, 0.0, dot, 0.0, exp_sum, 0, u,
+                    parts, 0.0, False,
+                )  # fmt: skip
+                if len(gradient):
+                    quick_write(share, quick, listed, factors, count, scale, amounts, gradient[n])
+                if len(probs):
+                    quick_write(1 / exp_sum, quick, listed, factors, count, 0.0, amounts, probs[n])
+                continue
+            exp_sum = score_dot = weighted_total = dot = 0.0
+            highest = np.int32(0)
             for k in range(classes):
-                score_dot += (class_weight[k] if weighted else 1.0) * scores[n, k]
-        losses[n], weights[n], share, scale, background = position(
-            float(count), float(count), float(classes), weighted_total, weighted_known, dot, score_dot, exp_sum,
-            highest, sample_weight[n] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-        )  # fmt: skip
-        if len(gradient):
-            if background == 0:
-                for k in range(classes):
-                    gradient[n, k] = share * exps[k]
-            else:
+                s = scores[n, k]
+                e = exp_score(s)
+                exps[k] = e
+                exp_sum += e
+                score_dot += (class_weight[k] if weighted else 1.0) * s
+                highest = highest_of(highest, s)
+            for i in range(count):
+                weighted_total += amounts[i]
+                dot += amounts[i] * scores[n, listed[i]]
+            losses[n], weights[n], share, scale, background = position(
+                float(count), float(count), float(classes), weighted_total, weighted_known, dot, score_dot, exp_sum,
+                highest, u, parts, smoothing, uniform,
+            )  # fmt: skip
+            if len(gradient):
                 for k in range(classes):
                     gradient[n, k] = share * exps[k] - background * (class_weight[k] if weighted else 1.0)
-            for i in range(count):
-                k = listed[i]
-                w = class_weight[k] if weighted else 1.0
-                gradient[n, k] = share * exps[k] - w * (scale + background)
-        if len(probs):
-            inverse = 1 / exp_sum
-            for k in range(classes):
-                probs[n, k] = exps[k] * inverse
-    return True
+                for i in range(count):
+                    k = listed[i]
+                    gradient[n, k] = share * exps[k] - amounts[i] * (scale + background)
+            if len(probs):
+                inverse = 1 / exp_sum
+                for k in range(classes):
+                    probs[n, k] = exps[k] * inverse
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
 @inlined
-def write_unlisted(exps, w, share, background, gradient):
-    for j in range(len(share)):
-        gradient[j] = share[j] * exps[j] - w * background[j]
+def add_unlabelled_class(scores, w, exps, sums):
+    """One class of a tile before its labels are known; the largest score, as bits."""
+    use_wide_vectors()
+    highest = np.int32(0)
+    for j in range(len(scores)):
+        s = scores[j]
+        e = exp_score(s)
+        exps[j] = e
+        highest = highest_of(highest, s)
+        sums[EXP_SUM + j] += e
+        sums[SCORE_DOT + j] += w * s
+    return highest
+
+
+@inlined
+def write_unlisted(exps, w, factors, gradient):
+    use_wide_vectors()
+    for j in range(len(gradient)):
+        gradient[j] = factors[SHARE + j] * exps[j] - w * factors[BACKGROUND + j]
 
 
 @compiled
 def index_columns(
     scores, indices, sample_weight, class_weight, padding, parts, smoothing, uniform,
-    losses, weights, gradient, probs, start, stop,
+    losses, weights, gradient, probs, work, helper,
 ):  # fmt: skip
-    """The same for scores (N, C, S) and lists of class indices (N, K, S); tiles start to stop as in dense_columns."""
+    """The same for scores (N, C, S) and lists of class indices (N, K, S), by tiles as in dense_columns."""
     use_wide_vectors()
+    enter(work, helper)
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
     exps = np.empty((classes, width))
-    there, exp_sum, score_dot = np.ones(width), np.empty(width), np.empty(width)
-    shares, scales, backgrounds = np.empty(width), np.empty(width), np.empty(width)
-    highest = np.empty(width, np.int32)
+    sums, factors = np.empty(8 * PLACES), np.empty(3 * PLACES)
     listed = np.empty(indices.shape[1], np.int64)
+    seen = np.zeros(classes, np.int64)
+    stamp = 0
     weighted = len(class_weight) > 0
     weighted_known = class_weight.sum() if weighted else float(classes)
-    for tile in range(start, stop):
-        n = tile // tiles
-        first = (tile % tiles) * width
-        count = min(width, places - first)
-        exp_sum[:] = 0
-        score_dot[:] = 0
-        highest[:] = 0
-        for k in range(classes):
-            w = class_weight[k] if weighted else 1.0
-            s = scores[n, k, first : first + count]
-            add_exps(s, there, exps[k], exp_sum)
-            find_highest(s, highest)
-            if smoothing != 0 or uniform:
-                add_products(w, there, s, score_dot)
-        for j in range(count):
-            found = distinct(indices[n, :, first + j], padding, classes, listed)
-            if found < 0:
-                return False
-            weighted_total = dot = 0.0
-            for i in range(found):
-                w = class_weight[listed[i]] if weighted else 1.0
-                weighted_total += w
-                dot += w * scores[n, listed[i], first + j]
-            place = n * places + first + j
-            losses[place], weights[place], share, scale, background = position(
-                float(found), float(found), float(classes), weighted_total, weighted_known, dot, score_dot[j],
-                exp_sum[j], highest[j], sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-            )  # fmt: skip
-            # The places of one class are written side by side, so the listed classes wait until all others are done.
-            shares[j], scales[j], backgrounds[j] = share, scale, background
-        for k in range(classes):
-            w = class_weight[k] if weighted else 1.0
-            if len(gradient):
-                write_unlisted(exps[k], w, shares[:count], backgrounds, gradient[n, k, first:])
-            if len(probs):
-                write_probs(exps[k], exp_sum[:count], probs[n, k, first:])
-        if len(gradient):
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for tile in range(start, stop):
+            n = tile // tiles
+            first = (tile % tiles) * width
+            count = min(width, places - first)
+            sums[:] = 0
+            highest = np.int32(0)
+            for k in range(classes):
+                w = class_weight[k] if weighted else 1.0
+                highest = max(highest, add_unlabelled_class(scores[n, k, first : first + count], w, exps[k], sums))
             for j in range(count):
-                found = distinct(indices[n, :, first + j], padding, classes, listed)
+                stamp += 1
+                found = distinct(indices[n, :, first + j], padding, classes, seen, stamp, listed)
+                good = good and found >= 0
+                weighted_total = dot = 0.0
+                for i in range(found):
+                    w = class_weight[listed[i]] if weighted else 1.0
+                    weighted_total += w
+                    dot += w * scores[n, listed[i], first + j]
+                place = n * places + first + j
+                losses[place], weights[place], share, scale, background = position(
+                    float(found), float(found), float(classes), weighted_total, weighted_known, dot,
+                    sums[SCORE_DOT + j], sums[EXP_SUM + j], highest,
+                    sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
+                )  # fmt: skip
+                factors[SHARE + j], factors[SCALE + j], factors[BACKGROUND + j] = share, scale, background
+            if not good:
+                break
+            for k in range(classes):
+                w = class_weight[k] if weighted else 1.0
+                if len(gradient):
+                    write_unlisted(exps[k], w, factors, gradient[n, k, first : first + count])
+                if len(probs):
+                    write_probs(exps[k], sums, probs[n, k, first : first + count])
+            # The places of one class were written side by side, so the listed classes had to wait.
+            for j in range(count if len(gradient) else 0):
+                stamp += 1
+                found = distinct(indices[n, :, first + j], padding, classes, seen, stamp, listed)
                 for i in range(found):
                     k = listed[i]
                     w = class_weight[k] if weighted else 1.0
-                    gradient[n, k, first + j] = shares[j] * exps[k, j] - w * (scales[j] + backgrounds[j])
-    return True
+                    target = w * (factors[SCALE + j] + factors[BACKGROUND + j])
+                    gradient[n, k, first + j] = factors[SHARE + j] * exps[k, j] - target
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
 @inlined
@@ -575,119 +784,144 @@ def term_weights(y, positive_weight, negative_weight, scale, background):
     return positive_weight * t, negative_weight * (1 - t), 0 if y >= 0 and y <= 1 else 1
 
 
+@summing
+def quick_run(scores, labels, weight, exps, out):
+    """Up to RUN entries in float32: their summed L, and u dL/ds into `out`; False where that will not do.
+
+    It does for labels that are 0 or 1 and for scores within +-64. With z = s for label 0 and -s for label 1,
+    L = max(z, 0) + log(1 + e^-|z|); the logarithms are that of one product.
+    """
+    use_wide_vectors()
+    farthest = np.int32(0)
+    upward = odd = ZERO
+    for k in range(len(scores)):
+        s = scores[k]
+        y = labels[k]
+        z = s if y == ZERO else -s
+        e = exp_32(-abs(s))
+        exps[k] = e
+        upward += z if z > ZERO else ZERO
+        slope = (ONE if z > ZERO else e) / (ONE + e)
+        out[k] = weight * (slope if y == ZERO else -slope)
+        farthest = farthest_of(farthest, s)
+        odd += ZERO if y in (ZERO, ONE) else ONE
+    product = 1.0
+    for k in range(len(scores)):  # apart, since the doubles would halve the SIMD lanes of the rest
+        product *= 1.0 + exps[k]
+    return upward + math.log(product), farthest <= QUICK and odd == ZERO
+
+
+@inlined
+def quick_entries(scores, labels, weight, exps, out):
+    """quick_run over a whole row."""
+    loss = 0.0
+    for first in range(0, len(scores), RUN):
+        last = first + RUN
+        part, will_do = quick_run(scores[first:last], labels[first:last], np.float32(weight), exps, out[first:last])
+        if not will_do:
+            return 0.0, False
+        loss += part
+    return loss, loss >= SMALLEST_LOSS
+
+
 @compiled
 def sigmoid_rows(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
-    gamma, losses, counts, gradient, probs, start, stop,
+    gamma, plain, losses, counts, gradient, probs, work, helper,
 ):  # fmt: skip
-    """Rows start to stop of scores (N, C) and labels (N, C) or lists (N, K); False where a label is no label.
+    """Rows of scores (N, C) and labels (N, C) or lists (N, K); False where a label is no label.
 
-    sample_weight (N) or (0), positive_weight and negative_weight (C), float64. Written: losses u L and u times the
-    number of known classes (N), float64; gradient u dL/ds and probs (N, C) or (0, C), float32.
+    sample_weight (N) or (0), positive_weight and negative_weight (C), float64; `plain` where neither these nor any
+    other option changes what the labels say. Written: losses u L and u times the number of known classes (N), float64;
+    gradient u dL/ds and probs (N, C) or (0, C), float32.
     """
     use_wide_vectors()
+    enter(work, helper)
     classes = scores.shape[1]
     positive, negative, slopes = np.empty(classes), np.empty(classes), np.empty(classes)
-    listed = np.empty(labels.shape[1], np.int64)
-    for n in range(start, stop):
-        known = float(classes)
-        if dense:
-            bad = 0
-            known = 0.0
-            for k in range(classes):
-                y = np.float64(labels[n, k])
-                there = 0.0 if ignoring and y == ignore_label else 1.0
-                y = y if there == 1.0 else 0.0
-                positive[k], negative[k], is_bad = term_weights(
-                    y, there * positive_weight[k], there * negative_weight[k], scale, background
-                )
-                bad |= is_bad
-                known += there
-            if bad:
-                return False
-        else:
-            count = distinct(labels[n], ignore_label, classes, listed)
-            if count < 0:
-                return False
-            for k in range(classes):
-                positive[k], negative[k], _ = term_weights(
-                    0.0, positive_weight[k], negative_weight[k], scale, background
-                )
+    exps, unused = np.empty(RUN, np.float32), np.empty(classes, np.float32)
+    listed, seen = np.empty(labels.shape[1], np.int64), np.zeros(1 if dense else classes, np.int64)
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for n in range(start, stop):
+            weight = sample_weight[n] if len(sample_weight) else 1.0
+            if len(probs):
+                for k in range(classes):
+                    probs[n, k] = log_sigmoids(scores[n, k])[2]
+            if plain:
+                out = gradient[n] if len(gradient) else unused
+                loss, will_do = quick_entries(scores[n], labels[n], weight, exps, out)
+                if will_do:
+                    losses[n] = weight * loss
+                    counts[n] = weight * classes
+                    continue
+            known = float(classes)
+            if dense:
+                bad = 0
+                known = 0.0
+                for k in range(classes):
+                    y = np.float64(labels[n, k])
+                    there = 0.0 if ignoring and y == ignore_label else 1.0
+                    y = y if there == 1.0 else 0.0
+                    positive[k], negative[k], is_bad = term_weights(
+                        y, there * positive_weight[k], there * negative_weight[k], scale, background
+                    )
+                    bad |= is_bad
+                    known += there
+                good = bad == 0
+                count = 0
+            else:
+                for k in range(classes):
+                    positive[k], negative[k], _ = term_weights(
+                        0.0, positive_weight[k], negative_weight[k], scale, background
+                    )
+                count = distinct(labels[n], ignore_label, classes, seen, n + 1, listed)
+                good = count >= 0
+            if not good:
+                break
             for i in range(count):
                 k = listed[i]
                 positive[k], negative[k], _ = term_weights(
                     1.0, positive_weight[k], negative_weight[k], scale, background
                 )
-        weight = sample_weight[n] if len(sample_weight) else 1.0
-        weight = weight if known > 0 else 0.0
-        counts[n] = weight * known
-        loss = 0.0
-        if len(probs):
-            for k in range(classes):
-                probs[n, k] = log_sigmoids(scores[n, k])[2]
-        if gamma == 0:
-            for k in range(classes):
-                cost, slopes[k] = plain_entry(scores[n, k], positive[k], negative[k])
-                loss += cost
-        else:
-            for k in range(classes):
-                cost, slopes[k] = focal_entry(scores[n, k], positive[k], negative[k], gamma)
-                loss += cost
-        if len(gradient):
-            for k in range(classes):
-                gradient[n, k] = weight * slopes[k]
-        losses[n] = weight * loss if loss < np.inf else np.nan
-    return True
+            weight = weight if known > 0 else 0.0
+            counts[n] = weight * known
+            loss = 0.0
+            if gamma == 0:
+                for k in range(classes):
+                    cost, slopes[k] = plain_entry(scores[n, k], positive[k], negative[k])
+                    loss += cost
+            else:
+                for k in range(classes):
+                    cost, slopes[k] = focal_entry(scores[n, k], positive[k], negative[k], gamma)
+                    loss += cost
+            if len(gradient):
+                for k in range(classes):
+                    gradient[n, k] = weight * slopes[k]
+            losses[n] = weight * loss if loss < np.inf else np.nan
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
-@compiled
-def plain_sigmoid_rows(scores, labels, sample_weight, scale, background, losses, counts, gradient, probs, start, stop):
-    """sigmoid_rows where every entry counts alike: all weights 1, no unknown class, no focal factor.
-
-    With c the probability of the answer that the score speaks against, L = |s| c + log(1 + e^-|s|), and dL/ds is
-    c - e^-|s| / (1 + e^-|s|) or minus that. The logarithms of a run of classes are that of one product. Where hardly
-    anything is left of L, the NumPy path has to find it.
-    """
+@inlined
+def read_class(labels, ignoring, ignore_label, row, there):
+    """The labels as doubles, 0 where unknown, and 1 or 0 for known or not; how many are no labels from 0 to 1."""
     use_wide_vectors()
-    classes = scores.shape[1]
-    slopes = np.empty(classes)
-    for n in range(start, stop):
-        weight = sample_weight[n] if len(sample_weight) else 1.0
-        signs = highest = np.int32(0)
-        loss = 0.0
-        for first in range(0, classes, FACTORS):
-            row, label = scores[n, first : first + FACTORS], labels[n, first : first + FACTORS]
-            slope = slopes[first : first + FACTORS]
-            product = 1.0
-            for k in range(len(row)):
-                s = np.float64(row[k])
-                y = label[k]
-                size = abs(s)
-                e = exp(-700.0 if -size < -700.0 else -size)
-                t = scale * y + background
-                c = 1 - t if s > 0 else t
-                product *= 1 + e
-                loss += size * c
-                signs = signs_of(signs, y)
-                highest = highest_of(highest, y)
-                rest = c - e / (1 + e)
-                slope[k] = rest if s > 0 else -rest
-            loss += math.log(product)
-        if signs < 0 or highest > ONE:
-            return False
-        if len(gradient):
-            for k in range(classes):
-                gradient[n, k] = weight * slopes[k]
-        if len(probs):
-            for k in range(classes):
-                probs[n, k] = log_sigmoids(scores[n, k])[2]
-        counts[n] = weight * classes
-        losses[n] = weight * loss if loss >= SMALLEST_LOSS and loss < np.inf else np.nan
-    return True
+    bad = 0
+    for j in range(len(labels)):
+        y = np.float64(labels[j])
+        known = 0.0 if ignoring and y == ignore_label else 1.0
+        there[j] = known
+        y = y if known == 1.0 else 0.0
+        row[j] = y
+        bad += 0 if y >= 0 and y <= 1 else 1
+    return bad
 
 
 @inlined
 def weigh_terms(row, there, positive_weight, negative_weight, scale, background, positive, negative):
+    use_wide_vectors()
     for j in range(len(row)):
         t = scale * row[j] + background
         positive[j] = there[j] * positive_weight * t
@@ -695,7 +929,15 @@ def weigh_terms(row, there, positive_weight, negative_weight, scale, background,
 
 
 @inlined
+def add_to(total, row):
+    use_wide_vectors()
+    for j in range(len(row)):
+        total[j] += row[j]
+
+
+@inlined
 def add_entries(scores, positive, negative, gamma, loss, slopes):
+    use_wide_vectors()
     if gamma == 0:
         for j in range(len(scores)):
             cost, slopes[j] = plain_entry(scores[j], positive[j], negative[j])
@@ -708,12 +950,14 @@ def add_entries(scores, positive, negative, gamma, loss, slopes):
 
 @inlined
 def multiply(weight, slopes, gradient):
+    use_wide_vectors()
     for j in range(len(weight)):
         gradient[j] = weight[j] * slopes[j]
 
 
 @inlined
 def write_sigmoids(scores, probs):
+    use_wide_vectors()
     for j in range(len(scores)):
         probs[j] = log_sigmoids(scores[j])[2]
 
@@ -721,92 +965,65 @@ def write_sigmoids(scores, probs):
 @compiled
 def sigmoid_columns(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
-    gamma, losses, counts, gradient, probs, start, stop,
+    gamma, plain, losses, counts, gradient, probs, work, helper,
 ):  # fmt: skip
-    """The same for scores (N, C, S) and labels (N, C, S) or (N, K, S); tiles start to stop as in dense_columns."""
+    """The same for scores (N, C, S) and labels (N, C, S) or (N, K, S), by tiles as in dense_columns."""
     use_wide_vectors()
+    enter(work, helper)
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
     positive, negative = np.empty((classes, width)), np.empty((classes, width))
     loss, weight, slopes = np.empty(width), np.empty(width), np.empty(width)
-    row, there, known, bad = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
-    listed = np.empty(labels.shape[1], np.int64)
-    for tile in range(start, stop):
-        n = tile // tiles
-        first = (tile % tiles) * width
-        count = min(width, places - first)
-        loss[:] = 0
-        known[:] = 0
-        bad[:] = 0
-        for k in range(classes):
-            if dense:
-                read_row(labels[n, k, first : first + count], ignoring, ignore_label, row, there)
-            else:
-                row[:] = 0
-                there[:] = 1
-            count_bad(row[:count], 1.0, bad)
-            add(1.0, there[:count], known)
-            weigh_terms(row, there, positive_weight[k], negative_weight[k], scale, background, positive[k], negative[k])
-        for j in range(count):
-            if bad[j] > 0:
-                return False
-            if not dense:
-                found = distinct(labels[n, :, first + j], ignore_label, classes, listed)
-                if found < 0:
-                    return False
-                for i in range(found):
-                    k = listed[i]
-                    t = scale + background
-                    positive[k, j], negative[k, j] = positive_weight[k] * t, negative_weight[k] * (1 - t)
-            place = n * places + first + j
-            weight[j] = sample_weight[place] if len(sample_weight) else 1.0
-            weight[j] = weight[j] if known[j] > 0 else 0.0
-            counts[place] = weight[j] * known[j]
-        for k in range(classes):
-            s = scores[n, k, first : first + count]
-            add_entries(s, positive[k], negative[k], gamma, loss, slopes)
-            if len(gradient):
-                multiply(weight[:count], slopes, gradient[n, k, first:])
-            if len(probs):
-                write_sigmoids(s, probs[n, k, first:])
-        for j in range(count):
-            losses[n * places + first + j] = weight[j] * loss[j] if loss[j] < np.inf else np.nan
-    return True
-
-
-def count_threads() -> int:
-    """As many as NUMBA_NUM_THREADS or OMP_NUM_THREADS allow, else one for each processor this process may use."""
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit():
-            return max(1, int(os.environ[name]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Team:
-    """Threads that share the positions of a batch. They sleep between calls: Caffe's BLAS has threads of its own.
-
-    numba's own threads are not used, since its OpenMP layer aborts in a forked child.
-    """
-
-    def __init__(self, size: int):
-        self.size = size
-        self.pool: Optional[ThreadPoolExecutor] = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.forget)
-
-    def forget(self) -> None:
-        self.pool = None  # a forked child has none of its parent's threads
-
-    def run(self, kernel: Any, arguments: tuple, count: int, entries: int) -> bool:
-        """kernel(*arguments, start, stop) over 0 to count in equal parts; whether all of them returned True."""
-        size = min(self.size, count)
-        if size <= 1 or entries < SHARED_ENTRIES:
-            return kernel(*arguments, 0, count)
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(self.size - 1, "multilabel_softmax_loss")
-        bounds = [count * k // size for k in range(size + 1)]
-        rest = [self.pool.submit(kernel, *arguments, *part) for part in zip(bounds[1:-1], bounds[2:])]
-        return all([kernel(*arguments, 0, bounds[1]), *(part.result() for part in rest)])
+    row, there, known = np.empty(width), np.empty(width), np.empty(width)
+    listed, seen = np.empty(labels.shape[1], np.int64), np.zeros(1 if dense else classes, np.int64)
+    stamp = 0
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for tile in range(start, stop):
+            n = tile // tiles
+            first = (tile % tiles) * width
+            count = min(width, places - first)
+            loss[:] = 0
+            known[:] = 0
+            bad = 0
+            for k in range(classes):
+                if dense:
+                    bad += read_class(labels[n, k, first : first + count], ignoring, ignore_label, row, there)
+                else:
+                    row[:] = 0
+                    there[:] = 1
+                add_to(known, there[:count])
+                weigh_terms(
+                    row, there, positive_weight[k], negative_weight[k], scale, background, positive[k], negative[k]
+                )
+            good = bad == 0
+            for j in range(count):
+                if not dense:
+                    stamp += 1
+                    found = distinct(labels[n, :, first + j], ignore_label, classes, seen, stamp, listed)
+                    good = good and found >= 0
+                    for i in range(found):
+                        k = listed[i]
+                        t = scale + background
+                        positive[k, j], negative[k, j] = positive_weight[k] * t, negative_weight[k] * (1 - t)
+                place = n * places + first + j
+                weight[j] = sample_weight[place] if len(sample_weight) else 1.0
+                weight[j] = weight[j] if known[j] > 0 else 0.0
+                counts[place] = weight[j] * known[j]
+            if not good:
+                break
+            for k in range(classes):
+                s = scores[n, k, first : first + count]
+                add_entries(s, positive[k], negative[k], gamma, loss, slopes)
+                if len(gradient):
+                    multiply(weight[:count], slopes, gradient[n, k, first:])
+                if len(probs):
+                    write_sigmoids(s, probs[n, k, first:])
+            for j in range(count):
+                losses[n * places + first + j] = weight[j] * loss[j] if loss[j] < np.inf else np.nan
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
 TEAM = Team(count_threads())
@@ -817,19 +1034,21 @@ NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one comp
 
 
 @compiled
-def scale_part(gradient, step, out, start, stop):
-    given, part = gradient[start:stop], out[start:stop]
-    for k in range(len(given)):
-        part[k] = given[k] * step
-    return True
+def scale_parts(gradient, high, low, out, work, helper):
+    enter(work, helper)
+    start, stop = next_part(work, helper)
+    while start < stop:
+        given, part = gradient[start:stop], out[start:stop]
+        for k in range(len(given)):
+            part[k] = product(high, low, given[k])
+        start, stop = next_part(work, helper)
+    return leave(work, helper, True)
 
 
 def scale(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
     """out = gradient * step, by all threads where the arrays are large."""
-    if gradient.size < 8 * SHARED_ENTRIES:
-        np.multiply(gradient, np.float32(step), out=out)
-    else:
-        TEAM.run(scale_part, (gradient.ravel(), np.float32(step), out.ravel()), gradient.size, gradient.size)
+    high = np.float32(step)
+    TEAM.run(scale_parts, (gradient.ravel(), high, np.float32(step - high), out.ravel()), gradient.size, gradient.size)
 
 
 @compiled
@@ -865,6 +1084,19 @@ def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses
     return Losses(losses, counts, *add_up(losses, counts)) if done else None
 
 
+def as_rows(batch: Batch) -> Batch:
+    """The places of each class as a row, where it does not matter which entries make a position."""
+    layout = batch.layout
+    shape = layout.outer * layout.classes, layout.inner
+    return batch._replace(
+        layout=Layout(shape, shape, None, batch.options.on_axis(1)),
+        **{
+            name: None if getattr(batch, name) is None else getattr(batch, name).reshape(shape)
+            for name in ("scores", "labels", "gradient", "probs")
+        },
+    )
+
+
 def softmax_losses(batch: Batch) -> Optional[Losses]:
     """softmax.softmax_losses by the kernels; NaN where the NumPy path has to look, None where it must do all.
 
@@ -894,13 +1126,14 @@ def sigmoid_losses(batch: Batch) -> Optional[Losses]:
     dense = options.label_format == "dense"
     ignoring = dense and options.ignore_label is not None
     ignore_label = batch.labels.dtype.type(options.padding)
-    plain = (
-        dense and batch.layout.flat and not ignoring and options.class_weight is None and options.pos_weight is None
-        and options.focal_gamma == 0 and options.focal_alpha is None
+    plain = bool(
+        dense and not ignoring and options.class_weight is None and options.pos_weight is None
+        and options.focal_gamma == 0 and options.focal_alpha is None and scale == 1
     )  # fmt: skip
-    if plain:
-        return run(batch, plain_sigmoid_rows, None, scale, background)
-    return run(
-        batch, sigmoid_rows, sigmoid_columns, positive, negative, dense, ignoring, ignore_label, scale, background,
-        options.focal_gamma,
-    )  # fmt: skip
+    rest = dense, ignoring, ignore_label, scale, background, options.focal_gamma, plain
+    if plain and batch.weight is None and batch.layout.inner >= LONG:
+        ones = np.ones(batch.layout.inner)
+        done = run(as_rows(batch), sigmoid_rows, None, ones, ones, *rest)
+        if done is None or not math.isnan(done.total):
+            return done
+    return run(batch, sigmoid_rows, sigmoid_columns, positive, negative, *rest)

@@ -63,6 +63,26 @@ def test_any_gap_against_fifty_digits(backend, gap):
             assert_float32_digits(softmax_cross_entropy(*case), reference_softmax(*case))
 
 
+@pytest.mark.parametrize("classes", [16, 100, 1000])
+@pytest.mark.parametrize("scale", [1e-3, 1, 10])
+@pytest.mark.parametrize("distance", [1e-6, 1e-3, 1, None])
+def test_few_labels_against_extended_precision(backend, classes, scale, distance):
+    """From random scores to those whose probabilities are the targets but for `distance`."""
+    rng = np.random.default_rng(classes)
+    for count in (1, classes // 8):
+        scores = rng.normal(scale=scale, size=(40, classes))
+        labels = np.zeros((40, classes), np.float32)
+        for row, y in zip(scores, labels):
+            listed = rng.choice(classes, count, replace=False)
+            y[listed] = rng.uniform(0.1, 1, count) if scale == 1 else 1
+            if distance is not None:
+                row[listed] = np.log(y[listed]) + distance * rng.normal(size=count) + 12
+        scores = np.clip(scores, -60, 60).astype(np.float32)
+        for row in range(40):
+            case = scores[row : row + 1], labels[row : row + 1]
+            assert_float32_digits(softmax_cross_entropy(*case), wide_reference(*case), floor=3e-12)
+
+
 @pytest.mark.parametrize("classes", [1000, 17000, 100000])
 @pytest.mark.parametrize("scale", SCALES)
 def test_many_classes_against_extended_precision(backend, classes, scale):

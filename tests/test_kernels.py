@@ -127,6 +127,96 @@ def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
     assert calls
 
 
+# The quick way of rows, in float32
+
+
+def assert_agree_as_float32(numpy, numba):
+    """To the digits of float32, but not to more: those of float64 would mean that the quick way was not gone."""
+    assert numba[0] == pytest.approx(numpy[0], rel=2e-7)
+    assert numba[0] == 0 or numba[0] != pytest.approx(numpy[0], rel=1e-12, abs=0)
+    np.testing.assert_allclose(numba[1], numpy[1], rtol=0, atol=2e-7 * np.abs(numpy[1]).max())
+
+
+def few_labels(classes, seed=0, scale=3):
+    """Eight rows with up to classes / 8 labels among zeros, one row with none."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(scale=scale, size=(8, classes)).astype(np.float32)
+    labels = np.zeros((8, classes), np.float32)
+    for row in range(1, 8):
+        labels[row, rng.choice(classes, row * (classes // 8) // 7, replace=False)] = rng.uniform(0.1, 1)
+    return scores, labels
+
+
+@pytest.mark.parametrize("classes", [8, 63, 64, 65, 200, 1000])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_normalization": "count", "normalization": "FULL"},
+        {"label_normalization": "none", "normalization": "NONE"},
+        {"class_weight": True},
+        {"ignore_label": -1},
+        {"ignore_label": 0.5, "class_weight": True, "label_normalization": "count"},
+    ],
+    ids=str,
+)
+def test_rows_with_few_labels_equal_the_numpy_path(classes, options):
+    scores, labels = few_labels(classes)
+    rng = np.random.default_rng(1)
+    if "class_weight" in options:
+        options = dict(options, class_weight=rng.random(classes).tolist())
+    if "ignore_label" in options:
+        labels[(labels > 0) & (rng.random(labels.shape) < 0.5)] = options["ignore_label"]
+    for weight in (None, rng.random(8)):
+        assert_agree_as_float32(*both(scores, labels, weight, **options))
+
+
+@pytest.mark.parametrize("classes", [32, 100, 1000])
+@pytest.mark.parametrize("options", [{}, {"class_weight": True, "label_normalization": "count"}], ids=str)
+def test_short_lists_equal_the_numpy_path(classes, options):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(scale=3, size=(8, classes)).astype(np.float32)
+    indices = rng.integers(-1, classes, size=(8, 4)).astype(np.float32)
+    indices[:, 3] = indices[:, 0]
+    if options:
+        options = dict(options, class_weight=rng.random(classes).tolist())
+    for weight in (None, rng.random(8)):
+        assert_agree_as_float32(*both(scores, indices, weight, label_format="indices", **options))
+
+
+@pytest.mark.parametrize(
+    "options, label",
+    [({"label_smoothing": 0.1}, 1), ({"empty": "uniform"}, 1), ({"ignore_label": 0}, 1), ({}, 0.01)],
+    ids=str,
+)
+def test_targets_in_most_classes_are_treated_in_float64(options, label):
+    scores, labels = few_labels(100)
+    labels[1:] = np.where(labels[1:], 1, 0 if label == 1 else label)
+    assert_agree(*both(scores, labels, **options))
+
+
+@pytest.mark.parametrize("score", [65, -65, 599])
+def test_rows_with_scores_far_apart_are_treated_in_float64(score):
+    scores, labels = few_labels(100)
+    scores[:, 5] = score
+    assert_agree(*both(scores, labels))
+    assert_agree(*both(scores, np.ceil(labels), None, sigmoid_cross_entropy))
+
+
+@pytest.mark.parametrize("classes", [1, 15, 511, 512, 513, 1000, 2500])
+def test_multi_hot_rows_of_the_sigmoid_equal_the_numpy_path(classes):
+    scores, labels = random_case((3, classes))
+    for weight in (None, np.random.default_rng(1).random(3)):
+        assert_agree_as_float32(*both(scores, np.ceil(labels), weight, sigmoid_cross_entropy))
+
+
+def test_multi_hot_maps_of_the_sigmoid_equal_the_numpy_path():
+    scores, labels = random_case((2, 3, 8, 9))
+    assert_agree_as_float32(*both(scores, np.ceil(labels), None, sigmoid_cross_entropy))
+    scores[1, 2, 3, 4] = 100  # this row is treated in float64
+    assert_agree_as_float32(*both(scores, np.ceil(labels), None, sigmoid_cross_entropy))
+
+
 SIGMOID_OPTIONS = [
     {},
     {"label_smoothing": 0.1, "normalization": "VALID"},
@@ -149,16 +239,11 @@ def test_sigmoid_kernels_equal_the_numpy_path(calls, shape, ignoring, options, s
         options = dict(options, ignore_label=-1)
     for sample_weight in (None, weight):
         assert_agree(*both(scores, labels, sample_weight, sigmoid_cross_entropy, **options))
-    plain = not ignoring and set(options) <= {"label_smoothing", "normalization"}
-    rows = "plain_sigmoid_rows" if plain else "sigmoid_rows"
-    assert calls == [rows if len(shape) == 2 else "sigmoid_columns"] * 2
-
-
-@pytest.mark.parametrize("classes", [1, 999, 1000, 1001, 2500])
-def test_the_product_of_many_classes_does_not_overflow(calls, classes):
-    scores, labels = random_case((3, classes), scale=0.01)
-    assert_agree(*both(scores, labels, None, sigmoid_cross_entropy))
-    assert calls == ["plain_sigmoid_rows"]
+    as_rows = len(shape) == 2 or (shape[2] == 40 and not options)  # of maps, the first call, without weights
+    assert calls == [
+        "sigmoid_rows" if as_rows else "sigmoid_columns",
+        "sigmoid_rows" if len(shape) == 2 else "sigmoid_columns",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (3, 7, 5, 4)], ids=str)
@@ -212,6 +297,20 @@ def test_the_probabilities_agree():
         softmax.softmax_losses(batches[0])
         kernels.softmax_losses(batches[1])
         np.testing.assert_allclose(probs[1], probs[0], rtol=1.2e-7, atol=0)
+
+
+def test_the_probabilities_of_the_quick_way_agree():
+    scores, labels = few_labels(100)
+    labels[2, 5] = -1
+    options = SoftmaxOptions(ignore_label=-1)
+    layout = Layout(scores.shape, labels.shape, None, options)
+    probs = [np.full(scores.shape, np.nan, np.float32) for _ in range(2)]
+    batches = [losses.Batch.of(scores, labels, None, layout, options, None, array) for array in probs]
+    softmax.softmax_losses(batches[0])
+    kernels.softmax_losses(batches[1])
+    np.testing.assert_allclose(probs[1], probs[0], rtol=2.5e-7, atol=0)
+    assert (probs[1] != probs[0]).any()
+    assert probs[1][2, 5] == 0
 
 
 @pytest.mark.parametrize("bad", [-1, np.nan, np.inf, -np.inf])
@@ -279,6 +378,21 @@ def test_exp_is_right_far_out_and_exact_at_zero():
     assert exponentials(np.zeros(1, np.float32))[0] == 1
     assert exponentials(np.array([-np.inf, -1e30], np.float32)).max() < 1e-300
     assert np.isnan(exponentials(np.array([np.nan, -np.nan], np.float32))).all()
+
+
+@njit
+def exponentials_32(scores):
+    return np.array([kernels.exp_32(score) for score in scores])
+
+
+def test_exp_in_float32_is_within_two_ulp_and_exact_at_zero():
+    scores = np.append(np.linspace(-87, 88, 2_000_001), [0, -0.0]).astype(np.float32)
+    found, exact = exponentials_32(scores), np.exp(scores.astype(np.longdouble))
+    assert found.dtype == np.float32
+    assert np.abs((found - exact) / np.spacing(exact.astype(np.float32))).max() < 1.2
+    assert np.abs(found / exact - 1).max() < 1e-7
+    assert (found[scores == 0] == 1).all()
+    assert np.isnan(exponentials_32(np.array([np.nan], np.float32))).all()
 
 
 # Threads, processes and the cache
