@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 TORCH_PYTHON ?=
+# As many processes as there are cores, but no more than 4; each takes half a gigabyte.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help train test kill-test test-all fuzz bench zoo snippets environment clean
 
@@ -16,7 +18,7 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 8
 	KILLS=20 .venv/bin/python -m pytest -q tests/test_train.py -k random_moments
@@ -27,7 +29,7 @@ test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the ne
 		$(BOOTSTRAP) --find $$version > /dev/null; \
 		$(BOOTSTRAP) --python $$version --venv .venv-$$version; \
 		echo "Tests on CPython $$version"; \
-		.venv-$$version/bin/python -m pytest -q; \
+		.venv-$$version/bin/python $(PYTEST) -q; \
 	done
 
 fuzz: environment   ## draw 14,000 new cases for the claims that hold for every input
