@@ -24,10 +24,9 @@ kill-test: environment  ## resuming after 20 kills at random moments, where `mak
 	KILLS=20 .venv/bin/python -m pytest -q tests/test_train.py -k random_moments
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
-	@set -e; newest=$$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10); \
-	for version in 3.7 3.8 $$newest; do \
-		$(BOOTSTRAP) --find $$version > /dev/null; \
-		$(BOOTSTRAP) --python $$version --venv .venv-$$version; \
+	@set -e; versions="3.7 3.8 $$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10)"; \
+	$(MAKE) --no-print-directory -j 2 $$(printf 'environment-%s ' $$versions); \
+	for version in $$versions; do \
 		echo "Tests on CPython $$version"; \
 		.venv-$$version/bin/python $(PYTEST) -q; \
 	done
@@ -46,6 +45,10 @@ snippets: environment  ## write the files of prototxt/ anew
 
 environment:
 	@$(BOOTSTRAP)
+
+environment-%:
+	@$(BOOTSTRAP) --find $* > /dev/null
+	@$(BOOTSTRAP) --python $* --venv .venv-$*
 
 clean:          ## remove the environments and what the examples wrote
 	rm -rf .venv* build *.egg-info examples/*/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
