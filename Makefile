@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 TORCH_PYTHON ?=
+# As many processes as there are cores, but no more than 4; each takes half a gigabyte.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help train test kill-test test-all fuzz bench zoo snippets environment clean
 
@@ -16,18 +18,17 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 8
 	KILLS=20 .venv/bin/python -m pytest -q tests/test_train.py -k random_moments
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
-	@set -e; newest=$$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10); \
-	for version in 3.7 3.8 $$newest; do \
-		$(BOOTSTRAP) --find $$version > /dev/null; \
-		$(BOOTSTRAP) --python $$version --venv .venv-$$version; \
+	@set -e; versions="3.7 3.8 $$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10)"; \
+	$(MAKE) --no-print-directory -j 2 $$(printf 'environment-%s ' $$versions); \
+	for version in $$versions; do \
 		echo "Tests on CPython $$version"; \
-		.venv-$$version/bin/python -m pytest -q; \
+		.venv-$$version/bin/python $(PYTEST) -q; \
 	done
 
 fuzz: environment   ## draw 14,000 new cases for the claims that hold for every input
@@ -44,6 +45,10 @@ snippets: environment  ## write the files of prototxt/ anew
 
 environment:
 	@$(BOOTSTRAP)
+
+environment-%:
+	@$(BOOTSTRAP) --find $* > /dev/null
+	@$(BOOTSTRAP) --python $* --venv .venv-$*
 
 clean:          ## remove the environments and what the examples wrote
 	rm -rf .venv* build *.egg-info examples/*/output .pytest_cache .mypy_cache .ruff_cache .hypothesis

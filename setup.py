@@ -38,6 +38,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest>=7.4",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.79",
         "mpmath>=1.3",
         "ruff==0.17.6; python_version == '3.9'",

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,10 +89,8 @@ def test_the_second_run_does_nothing(bootstrap, tmp_path):
     venv = tmp_path / "venv"
     python = pretend(venv / "bin/python", "exit 1")  # even running it would be more than nothing
     (venv / "stamp").write_text(module.stamp_text(argparse.Namespace(python="3.5", extras=module.EXTRAS)))
-    start = time.perf_counter()
     done = bootstrap("--venv", str(venv), "--python", "3.5")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.perf_counter() - start < 2
 
     (venv / "stamp").write_text("of another setup.py")
     assert bootstrap("--venv", str(venv), "--python", "3.5").returncode == 1

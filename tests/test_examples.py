@@ -34,8 +34,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import solve
 solve.data.SPLITS = ast.literal_eval(sys.argv[2])
+sys.modules[solve.train.__module__].draw_curves = lambda *arguments: None  # test_train.py looks at them
 """
-SMALL_SPLITS = {"train": ("train", 800), "tune": ("train", 200), "test": ("test", 200)}
+SMALL_SPLITS = {"train": ("train", 800), "tune": ("train", 100), "test": ("test", 100)}
 
 
 def solve(example, *arguments):

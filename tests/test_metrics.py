@@ -117,9 +117,9 @@ def test_neighbouring_floats_are_cut_apart():
 def test_tuning_228_classes_on_10000_images_takes_less_than_10_seconds():
     rng = np.random.RandomState(0)
     truth, probs = rng.rand(10000, 228) < 0.05, rng.rand(10000, 228)
-    start = time.perf_counter()
+    start = time.process_time()
     tuned = metrics.tune_thresholds(truth, probs)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert np.isfinite(tuned).all()
 
 

@@ -148,23 +148,20 @@ def newest():
     return max([int(re.search("iter_([0-9]+)", name).group(1)) for name in manifests], default=-1)
 
 draw = random.Random(int(sys.argv[4]))
-killed = []
-while len(killed) < kills:
+for _ in range(kills):
     child, goal = begin(), newest() + 7 * draw.randrange(10)
     while newest() < goal:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
         time.sleep(0.001)
     time.sleep(draw.uniform(0, 0.05))                # amid the start, a step, a test or a snapshot
     os.kill(child, signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run was over before it was killed often enough"
-    killed.append(newest())
-status = os.waitpid(begin(), 0)[1]
-print(*killed)
-sys.exit(os.WEXITSTATUS(status))
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run ended by itself"
+    print(newest())
 """
 
 
-def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path):
-    solver = make_run(tmp_path, snapshot=7, max_iter=125 * KILLS)
+def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path, no_pictures):
+    solver = make_run(tmp_path, snapshot=7, max_iter=1000000)
     Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
     loop = subprocess.run(
         [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), "0"],
@@ -175,8 +172,11 @@ def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path):
     newest = [int(word) for word in loop.stdout.split()]
     assert len(newest) == KILLS
     assert len(set(newest)) > KILLS // 3  # the kills fell into different parts of the run
+    end = newest[-1] + 20  # no sooner: how far the run came depends on the machine
+    Path(solver).write_text(Path(solver).read_text().replace("1000000", str(end)))
+    train(solver, out=str(tmp_path / "killed"), resume=True)
     train(solver, out=str(tmp_path / "whole"))
-    for name in (f"tiny_iter_{125 * KILLS}.caffemodel", "best.caffemodel"):
+    for name in (f"tiny_iter_{end}.caffemodel", "best.caffemodel"):
         assert same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
     assert rows_of(tmp_path / "whole", "seconds") == rows_of(tmp_path / "killed", "seconds")
     assert not [name for name in os.listdir(tmp_path / "killed") if name.startswith(".")]
@@ -202,7 +202,7 @@ def test_killing_the_command_ends_its_child_and_resuming_goes_on(tmp_path):
     assert len(rows_of(tmp_path / "run")) == stopped
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

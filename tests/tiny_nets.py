@@ -22,7 +22,7 @@ def run_command(*words, folder, check=None, **keywords):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         **keywords,
     )
     if check is not None:
