@@ -1,18 +1,14 @@
 """The gradient checker for the Python layers of a whole net, and its command `check-gradient`.
 
 The net runs forward once, layer by layer; every Python layer is then checked on its own, on the data it was given.
-The command does this in a child process, as Caffe ends the process where a prototxt does not suit it.
 """
 
 import argparse
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
-import tempfile
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,6 +16,7 @@ import numpy as np
 
 from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_tolerance
 from .gradient_check_layer import check_layer, find_class, raised
+from .native import UsageError, guarded
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
@@ -287,25 +284,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check in a child process, print, and return the exit status."""
+    return guarded(run_here, arguments)
+
+
+def run_here(arguments: argparse.Namespace) -> int:
+    sys.dont_write_bytecode = True
+    sys.path.append(os.path.dirname(os.path.abspath(arguments.net)))  # a net's own layers often lie beside it
+    try:
+        with redirect_stdout(sys.stderr):  # what layers print is no part of the report
+            checked = check_net(
+                arguments.net,
+                arguments.layer,
+                read_fill(arguments.fill),
+                arguments.weights,
+                arguments.seed,
+                arguments.tolerance,
+                arguments.budget,
+            )
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
+    return STATUS[checked.verdict]
+
+
+def read_fill(items: Sequence[str]) -> Dict[str, str]:
+    """The kinds of data by blob, from words such as "labels=multihot"."""
     fill = {}
-    for item in arguments.fill:
+    for item in items:
         blob, equals, kind = item.partition("=")
         if not (blob and equals and kind):
             raise ValueError(f"--fill {item}; expected BLOB=KIND with {KINDS}.")
         fill[blob] = kind
-    check_tolerance(arguments.tolerance, arguments.budget)
-    names = ("net", "weights", "seed", "tolerance", "budget")
-    request = dict({name: getattr(arguments, name) for name in names}, layers=arguments.layer, fill=fill)
-    answer = ask_child(request)
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    texts = answer.pop("texts")
-    if arguments.json:
-        print(json.dumps(dict(answer, net=arguments.net), indent=2))
-    else:
-        print(show(answer, texts))
-    return STATUS[answer["verdict"]]
+    return fill
 
 
 def show(answer, texts) -> str:
@@ -321,40 +331,3 @@ def show(answer, texts) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(table + [""] + texts)
-
-
-def ask_child(request) -> Dict[str, Any]:
-    """`check_net` in a process of its own; what ended it, in a sentence, where it did not come back."""
-    handle, path = tempfile.mkstemp(suffix=".json")
-    os.close(handle)
-    environment = dict(os.environ, GLOG_minloglevel="2", PYTHONDONTWRITEBYTECODE="1")
-    code = f"import sys; sys.path[:0] = {sys.path!r}; from {__name__} import child; child(sys.argv[1])"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, path], input=json.dumps(request).encode(), env=environment, capture_output=True
-        )
-        sys.stderr.write(done.stdout.decode(errors="replace"))  # what layers print is no part of the report
-        said = done.stderr.decode(errors="replace")
-        if done.returncode == 0:
-            return json.loads(Path(path).read_text())
-    finally:
-        os.remove(path)
-    reasons = re.findall(r"^F\d{4,8} [^\]]*\] (.*)$|^\[libprotobuf (?:ERROR|FATAL)[^\]]*\] (.*)$", said, re.M)
-    reason = "; ".join(part.strip() for pair in reasons for part in pair if part.strip())
-    if not reason:
-        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
-        reason = " ".join(said.strip().splitlines()[-1:]) or f"it ended with {ended}"
-    return {"error": f"Caffe rejects {request['net']}: {reason}"}
-
-
-def child(path: str) -> None:
-    """Read a request from stdin, write the answer to a file."""
-    request = json.load(sys.stdin)
-    # A net's own layers often lie beside it.
-    sys.path.append(os.path.dirname(os.path.abspath(request["net"])))
-    try:
-        checked = check_net(**request)
-        answer = dict(checked.as_dict(), texts=[str(report) for report in checked.reports.values()])
-    except (ValueError, OSError, ImportError) as error:
-        answer = {"error": str(error)}
-    Path(path).write_text(json.dumps(answer))

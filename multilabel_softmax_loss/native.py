@@ -52,7 +52,7 @@ def guarded(run: Callable[[Any], int], arguments: Any) -> int:
                 signal.signal(number, handler)
         if status >= 0:
             return status
-        print(f"{PROGRAM} {arguments.command}: error: {last_words(log, -status)}", file=sys.stderr)
+        tell(arguments.command, last_words(log, -status))
         return 2 if -status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE) else 128 - status
 
 
@@ -75,21 +75,25 @@ def child() -> None:
 
 def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     """The exit status of ``run(arguments)``; errors that a user can mend are told in a sentence."""
-    program = f"{PROGRAM} {arguments.command}"
     try:
         return run(arguments)
     except UsageError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        tell(arguments.command, str(error))
         return 2
     except ImportError as error:
-        print(f"{program}: error: {missing_package(error)}", file=sys.stderr)
+        tell(arguments.command, missing_package(error))
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def tell(command: str, error: str) -> None:
+    """Say on the standard error what is wrong, as argparse does."""
+    print(f"{PROGRAM} {command}: error: {error}", file=sys.stderr)
 
 
 def missing_package(error: ImportError) -> str:

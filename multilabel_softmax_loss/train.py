@@ -19,7 +19,7 @@ import numpy as np
 
 from .blobs import InputError
 from .curves import draw_curves
-from .native import PROGRAM, UsageError, guarded
+from .native import PROGRAM, UsageError, guarded, tell
 from .nets import (
     Head,
     check_shapes,
@@ -85,7 +85,7 @@ def run_here(arguments: Any) -> int:
             preprocessing=arguments.preprocessing,
         )
     except Diverged as error:
-        print(f"train: {error}", file=sys.stderr)
+        tell(arguments.command, str(error))
         return 1
     return 130 if summary["interrupted"] else 0
 

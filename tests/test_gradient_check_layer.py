@@ -378,6 +378,7 @@ def test_bad_usage_is_status_2(tmp_path, arguments, says):
     written(tmp_path)
     code, _, errors = command(*arguments, cwd=tmp_path)
     assert code == 2
+    assert errors.startswith("python -m multilabel_softmax_loss check-gradient: error: ")
     assert says in errors
 
 
@@ -389,3 +390,4 @@ def test_the_command_line_explains_itself(capsys):
     assert stopped.value.code == 0
     assert "example:" in capsys.readouterr().out
     assert main([]) == 2
+    assert "\npython -m multilabel_softmax_loss: error: expected a command: train, " in capsys.readouterr().err
