@@ -5,9 +5,15 @@ says no, 2 is bad usage or input, 3 is "cannot tell". It raises a UsageError wit
 at fault. Only the module of the command given is imported.
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # before what takes time is imported: Ctrl-C ends all at once until a command knows better
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 import argparse
 import importlib
-import sys
 from typing import Any, List, Optional
 
 from .native import PROGRAM, missing_package, run_reporting, tell

@@ -6,10 +6,8 @@ import ctypes
 import math
 import os
 import random
-import signal
 import sys
 import tempfile
-import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ import numpy as np
 
 from .blobs import InputError
 from .curves import draw_curves
-from .native import PROGRAM, UsageError, guarded, tell
+from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
     Head,
     check_shapes,
@@ -159,15 +157,8 @@ def train(
 def stopping() -> Iterator[List[int]]:
     """A list that is empty until this process is asked to end, by Ctrl-C or SIGTERM."""
     asked: List[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, lambda number, frame: asked.append(number))
-    try:
+    with handling(lambda number, frame: asked.append(number)):
         yield asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def say(text: str) -> None:

@@ -202,11 +202,63 @@ def test_killing_the_command_ends_its_child_and_resuming_goes_on(tmp_path):
     assert len(rows_of(tmp_path / "run")) == stopped
 
 
-def wait_for(condition, seconds=60):
+def loaded(process, library):
+    """Whether a process has loaded a shared library of this name."""
+    return library in Path(f"/proc/{process}/maps").read_text()
+
+
+def child_of(process):
+    """The first child of a process, or None."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(children[0]) if children else None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(lambda command: loaded(command, "/numpy/"), id="the command loads NumPy"),
+        pytest.param(child_of, id="its child begins"),
+        pytest.param(lambda command: child_of(command) and loaded(child_of(command), "/numpy/"), id="it loads NumPy"),
+        pytest.param(lambda command: child_of(command) and loaded(child_of(command), "_caffe"), id="it loads Caffe"),
+    ],
+)
+@pytest.mark.parametrize("to_all", [True, False], ids=["of a terminal", "to the command alone"])
+def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, moment, to_all):
+    make_run(tmp_path, max_iter=100000)
+    before = listing(tmp_path)
+    words = [sys.executable, "-m", "multilabel_softmax_loss", "train", "solver.prototxt", "--out", "run"]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: moment(process.pid), pause=0.001)
+    if to_all:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""
+    assert listing(tmp_path) == before
+
+
+def test_ctrl_c_waits_until_a_file_is_whole(tmp_path):
+    code = """import os, signal
+from multilabel_softmax_loss.nets import replacing
+signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+with replacing("file.txt") as temporary, open(temporary, "w") as file:
+    os.kill(os.getpid(), signal.SIGINT)
+    file.write("all of it")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 130
+    assert listing(tmp_path) == {"file.txt": b"all of it"}
+
+
+def wait_for(condition, seconds=60, pause=0.01):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def cut(data):
