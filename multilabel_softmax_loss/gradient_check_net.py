@@ -15,8 +15,9 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_tolerance
-from .gradient_check_layer import check_layer, find_class, raised
+from .gradient_check_layer import RAISED, check_layer, raised
 from .native import UsageError, guarded
+from .nets import check_python_layers, find_class
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
@@ -77,8 +78,8 @@ def check_net(
 
     Raises
     ------
-    ValueError : the net, a name or a fill does not suit. OSError : a file cannot be read.
-    ImportError : a Python layer's module or class is missing.
+    ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there.
+    OSError : a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
     """
     check_tolerance(tolerance, budget)
@@ -91,15 +92,14 @@ def check_net(
     if unknown:
         known = ", ".join(python) or "none"
         raise ValueError(f"{net} has no Python layer {unknown[0]!r}; its Python layers are {known}.")
-    for layer in python.values():
-        find_class(layer.python_param.module, layer.python_param.layer)
+    check_python_layers(list(python.values()), net)
     caffe.set_random_seed(seed)
     np.random.seed(seed)
     reports: Dict[str, GradientReport] = {}
     skipped: Dict[str, str] = {}
     try:
         loaded = caffe.Net(str(net), caffe.TRAIN)
-    except Exception as error:
+    except RAISED as error:
         return NetReport(*blame(error, python))
     if weights:
         if not os.path.exists(weights):
@@ -114,7 +114,7 @@ def check_net(
         parameters = [blobs[k].data.copy() for k in range(len(blobs))]
         try:
             loaded._forward(i, i)
-        except Exception as error:
+        except RAISED as error:
             if name not in python:
                 raise
             finding = Finding(*raised(error))
@@ -301,7 +301,7 @@ def run_here(arguments: argparse.Namespace) -> int:
                 arguments.tolerance,
                 arguments.budget,
             )
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
     return STATUS[checked.verdict]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import Any, Callable, Iterator, List
@@ -118,6 +119,11 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
         return 2
     except ImportError as error:
         tell(arguments.command, missing_package(error))
+        return 2
+    except SystemExit as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}, line {frame.lineno}"
+        tell(arguments.command, f"a Python layer called sys.exit({error.code!r}) ({place}); expected an exception.")
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -8,7 +8,9 @@ import io
 import math
 import os
 import tempfile
+import traceback
 from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -115,6 +117,40 @@ def in_phase(layer: Any, phase: str, state: Any) -> bool:
     if layer.include:
         return any(meets(rule) for rule in layer.include)
     return not any(meets(rule) for rule in layer.exclude)
+
+
+def find_class(module: str, layer: str) -> type:
+    """The class that a Python layer names; Caffe itself only says that something returned NULL.
+
+    Raises
+    ------
+    ImportError : the module cannot be imported, whatever it raises, or has no such class.
+    """
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ImportError):
+            told = f"{error}. Install it, or add its folder to PYTHONPATH"
+        elif not isinstance(error, SyntaxError):  # which says where it is
+            told += f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+        raise ImportError(f"python_param {{ module: {module!r} }} cannot be imported: {told}.") from error
+    if not hasattr(found, layer):
+        nearest = difflib.get_close_matches(layer, dir(found), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "change python_param { layer: ... }."
+        raise ImportError(f"module {module!r} has no class {layer!r}; {hint}")
+    return getattr(found, layer)
+
+
+def check_python_layers(layers: Sequence[Any], path: str) -> None:
+    """Raise a UsageError that names the Python layer of the net `path` whose class is not there."""
+    for layer in layers:
+        if layer.type == "Python":
+            try:
+                find_class(layer.python_param.module, layer.python_param.layer)
+            except ImportError as error:
+                raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
 
 
 def sources(layers: Sequence[Any]) -> List[Any]:
@@ -387,6 +423,7 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
 
     if weights is not None:
         stored = read_weights(weights)
+    check_python_layers(phase_layers(net, phase), path)
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         prototxt = os.path.join(folder, "net.prototxt")
         with open(prototxt, "w", encoding="utf-8") as file:

@@ -20,6 +20,7 @@ from .curves import draw_curves
 from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
     Head,
+    check_python_layers,
     check_shapes,
     find_heads,
     period,
@@ -172,25 +173,26 @@ def say(text: str) -> None:
 def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
     """The layers of the solver's train net, and of each of its test nets, in Caffe's order."""
 
-    def layers(net: Any, phase: str, state: Any) -> List[Any]:
+    def layers(named: Tuple[str, Any], phase: str, state: Any) -> List[Any]:
+        file, net = named
+        net = type(net).FromString(net.SerializeToString())
         net.state.MergeFrom(state)
-        return phase_layers(net, phase)
+        found = phase_layers(net, phase)
+        check_python_layers(found, file)
+        return found
 
-    def copy(net: Any) -> Any:
-        return type(net).FromString(net.SerializeToString())
-
-    common = [param.net_param] if param.HasField("net_param") else []
-    common = [read_prototxt(param.net)] if param.net else common
-    trains = [read_prototxt(param.train_net)] if param.train_net else common
-    trains = [param.train_net_param] if param.HasField("train_net_param") else trains
+    common = [(path, param.net_param)] if param.HasField("net_param") else []
+    common = [(param.net, read_prototxt(param.net))] if param.net else common
+    trains = [(param.train_net, read_prototxt(param.train_net))] if param.train_net else common
+    trains = [(path, param.train_net_param)] if param.HasField("train_net_param") else trains
     if not trains:
         raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
-    tests = [*param.test_net_param, *(read_prototxt(name) for name in param.test_net)]
+    tests = [*((path, net) for net in param.test_net_param), *((name, read_prototxt(name)) for name in param.test_net)]
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
     return (
-        layers(copy(trains[0]), "TRAIN", param.train_state),
-        [layers(copy(net), "TEST", state) for net, state in zip(tests, states)],
+        layers(trains[0], "TRAIN", param.train_state),
+        [layers(test, "TEST", state) for test, state in zip(tests, states)],
     )
 
 
@@ -261,7 +263,8 @@ class Run:
         with open(path, "w", encoding="utf-8") as file:
             file.write(str(param))
         reseed(self.seed)
-        with python_layer_errors(self.path):
+        files = filter(None, [param.net, param.train_net, *param.test_net])
+        with python_layer_errors(" or ".join(dict.fromkeys(files)) or self.path):
             return caffe.get_solver(path)
 
     def head_of(self, number: int) -> Optional[Head]:

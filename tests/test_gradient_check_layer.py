@@ -202,6 +202,29 @@ def test_bad_arguments_are_errors(arguments, error, match):
         check_layer(**given)
 
 
+@pytest.mark.parametrize("text, match", [
+    ("raise SystemExit(3)", r"cannot be imported: SystemExit: 3 \(odd_module.py, line 1\)"),
+    ("import nothing_of_that_name", "cannot be imported: No module named 'nothing_of_that_name'"),
+    ("import sys\nsys.no_such_name", r"cannot be imported: AttributeError: .* \(odd_module.py, line 2\)"),
+    ("def f(:", r"cannot be imported: SyntaxError: .* \(odd_module.py, line 1\)"),
+    ("class OddLayers: pass", "has no class 'OddLayer'; did you mean 'OddLayers'?"),
+])  # fmt: skip
+def test_a_module_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch, text, match):
+    (tmp_path / "odd_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_module", raising=False)
+    with pytest.raises(ImportError, match=match):
+        check_layer("odd_module", "OddLayer", [np.zeros((2, 3))])
+
+
+@pytest.mark.parametrize("method", ["setup", "reshape", "forward", "backward"])
+def test_a_layer_that_calls_sys_exit_is_a_finding(monkeypatch, method):
+    monkeypatch.setattr(layer_zoo.SoftmaxLoss, method, lambda *arguments: sys.exit(0), raising=False)
+    report = check(Cage(layer_zoo.SoftmaxLoss), 4)
+    assert report.verdict == "fail"
+    assert report.findings[-1].startswith(("raises: SystemExit: 0", f"raises-in-{method}: SystemExit: 0"))
+
+
 def test_a_small_layer_takes_half_a_second_and_a_large_one_the_budget():
     for shape, limit, clock in (((8, 20), 0.5, time.process_time), ((256, 1000), 10.0, time.monotonic)):
         generator = np.random.RandomState(0)
@@ -354,7 +377,8 @@ def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, say
 @pytest.mark.parametrize("old, new, error, match", [
     pytest.param("num_output: 10", "num_output 10", ValueError, 'is no net: .*Expected ":"', id="syntax"),
     pytest.param("num_output:", "number:", ValueError, 'no field named "number"', id="field"),
-    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ImportError, "cannot be imported", id="module"),
+    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ValueError,
+                 "net.prototxt: layer 'scale': python_param .* cannot be imported: No module named 'lay", id="module"),
 ])  # fmt: skip
 def test_a_net_that_makes_no_sense_is_an_error(tmp_path, old, new, error, match):
     with pytest.raises(error, match=match):

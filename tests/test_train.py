@@ -393,11 +393,24 @@ def test_quiet_when_piped(tmp_path):
         pytest.param({"solver.prototxt": None}, (), "solver.prototxt cannot be read: No such file", id="no solver"),
         pytest.param({"solver.prototxt": "nett: 1"}, (), 'SolverParameter" has no field named "nett"', id="foreign"),
         pytest.param({"solver.prototxt": 'net: "n.prototxt" max_iter: 1'}, (), "n.prototxt cannot", id="no net"),
-        pytest.param({"train_val.prototxt": ("LossLayer", "Loss")}, (), "MultilabelSoftmaxLoss'", id="layer"),
+        pytest.param(
+            {"train_val.prototxt": ("LossLayer", "Loss")},
+            (),
+            "train_val.prototxt: layer 'loss': module 'multilabel_softmax_loss' has no class 'MultilabelSoftmaxLoss'; "
+            "did you mean 'MultilabelSoftmaxLossLayer'?",
+            id="class",
+        ),
+        pytest.param(
+            {"train_val.prototxt": ('module: "multilabel', 'module: "multilable')},
+            (),
+            "train_val.prototxt: layer 'loss': python_param { module: 'multilable_softmax_loss' } cannot be imported: "
+            "No module named 'multilable_softmax_loss'. Install it, or add its folder to PYTHONPATH.",
+            id="module",
+        ),
         pytest.param(
             {"train_val.prototxt": ("num_output: 6", "num_output: 7")},
             (),
-            "bottom[1] (labels) has shape (8, 6); expected (8, 7)",
+            "train_val.prototxt: MultilabelSoftmaxLossLayer: bottom[1] (labels) has shape (8, 6); expected (8, 7)",
             id="label width",
         ),
         pytest.param({}, ("--best-by", "mAPP"), "no test metric 'mAPP'; did you mean 'mAP'?", id="metric"),
@@ -442,6 +455,42 @@ def test_a_native_abort_is_a_sentence_with_caffes_reason(tmp_path, name, old, ne
     assert len(process.stderr.splitlines()) == 1
     assert listing(tmp_path) == before
     assert not (tmp_path / "run").exists()
+
+
+EXITS = """import caffe, sys
+
+class Exits(caffe.Layer):
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        pytest.param(EXITS, "a Python layer called sys.exit(0) (", id="in forward"),
+        pytest.param(EXITS.replace("        pass", "        sys.exit()", 1), "called sys.exit(None) (", id="in setup"),
+        pytest.param(f"import sys; sys.exit(7)\n{EXITS}", "SystemExit: 7 (exits.py, line 1)", id="in its module"),
+        pytest.param(f"1 / 0\n{EXITS}", "ZeroDivisionError: division by zero (exits.py, line 1)", id="error"),
+        pytest.param("class Exits:\npass", "(exits.py, line 2)", id="syntax"),
+    ],
+)
+def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(tmp_path, module, message):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "exits.py").write_text(module)
+    net = tmp_path / "train_val.prototxt"
+    watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "exits" layer: "Exits" } }\n'
+    net.write_text(net.read_text() + watch)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
+    assert process.stderr.startswith("python -m multilabel_softmax_loss train: error: ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, no_pictures):
