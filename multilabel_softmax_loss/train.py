@@ -29,6 +29,7 @@ from .nets import (
     read_prototxt,
     read_weights,
     shortlist,
+    sources,
     unknown_name,
 )
 from .preprocessing import write_preprocessing
@@ -179,6 +180,7 @@ def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
         net.state.MergeFrom(state)
         found = phase_layers(net, phase)
         check_python_layers(found, file)
+        check_fed(net, found, file, phase)
         return found
 
     common = [(path, param.net_param)] if param.HasField("net_param") else []
@@ -194,6 +196,20 @@ def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
         layers(trains[0], "TRAIN", param.train_state),
         [layers(test, "TEST", state) for test, state in zip(tests, states)],
     )
+
+
+def check_fed(net: Any, layers: Sequence[Any], path: str, phase: str) -> None:
+    """Raise a UsageError where Input blobs, which stay all zero here, are all that feeds a net; warn where not all.
+
+    Zeros may be meant beside data, as the first state of a recurrent layer.
+    """
+    inputs = [*net.input, *(top for layer in layers if layer.type == "Input" for top in layer.top)]
+    if not inputs:
+        return
+    told = f"{path}: nothing feeds the Input blob {inputs[0]!r} of the {phase} net, which is all zeros."
+    if all(layer.type == "Input" for layer in sources(layers)):
+        raise UsageError(f"{told} Expected a layer that reads data, such as HDF5Data or Data, in place of the Input.")
+    print(f"{PROGRAM} train: warning: {told}", file=sys.stderr)
 
 
 def load_matching(net: Any, weights: str, path: str) -> None:

@@ -457,6 +457,46 @@ def test_a_native_abort_is_a_sentence_with_caffes_reason(tmp_path, name, old, ne
     assert not (tmp_path / "run").exists()
 
 
+INPUT = 'layer { name: "%s" type: "Input" top: "%s" input_param { shape { dim: 8 dim: %d } } }\n'
+
+
+def test_a_net_that_nothing_feeds_is_refused(tmp_path):
+    solver = make_run(tmp_path, test=False)
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(INPUT % ("data", "data", 5) + INPUT % ("label", "label", 6) + body() + OURS % "")
+    before = listing(tmp_path)
+    message = "train_val.prototxt: nothing feeds the Input blob 'data' of the TRAIN net, which is all zeros. Expected"
+    with pytest.raises(UsageError, match=message):
+        train(solver, out=str(tmp_path / "run"))
+    fields = 'input: "data" input: "label" input_shape { dim: 8 dim: 5 } input_shape { dim: 8 dim: 6 }\n'
+    net.write_text(fields + body() + OURS % "")
+    before["train_val.prototxt"] = net.read_bytes()
+    with pytest.raises(UsageError, match=message):
+        train(solver, out=str(tmp_path / "run"))
+    assert listing(tmp_path) == before
+
+
+def test_a_test_net_that_nothing_feeds_is_refused(tmp_path):
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    rule = " include { phase: TEST } input_param"
+    inputs = (INPUT % ("x", "data", 5) + INPUT % ("y", "label", 6)).replace(" input_param", rule)
+    net.write_text(inputs + net.read_text().replace("phase: TEST }", 'phase: TEST stage: "never" }'))
+    with pytest.raises(UsageError, match="nothing feeds the Input blob 'data' of the TEST net"):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_zeros_beside_data_are_a_warning(tmp_path, capsys, no_pictures):
+    solver = make_run(tmp_path, test=False, max_iter=1)
+    net = tmp_path / "train_val.prototxt"
+    silence = 'layer { name: "silence" type: "Silence" bottom: "state" }\n'
+    net.write_text(net.read_text() + INPUT % ("state", "state", 5) + silence)
+    train(solver, out=str(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "train: warning: " in said
+    assert "nothing feeds the Input blob 'state' of the TRAIN net, which is all zeros.\n" in said
+
+
 EXITS = """import caffe, sys
 
 class Exits(caffe.Layer):
