@@ -20,6 +20,7 @@ from .native import UsageError, guarded
 from .nets import check_python_layers, find_class
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
+REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
 KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
 
 EXAMPLE = """\
@@ -27,7 +28,8 @@ example:
   python -m multilabel_softmax_loss check-gradient train.prototxt
   python -m multilabel_softmax_loss check-gradient net.prototxt --fill scores=gaussian --fill labels=multihot
 
-exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, 3 at least one cannot be told"""
+exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, or a layer raises before there is a gradient,
+3 at least one cannot be told"""
 
 
 class NetReport(NamedTuple):
@@ -39,6 +41,13 @@ class NetReport(NamedTuple):
     @property
     def verdict(self) -> str:
         return max((report.verdict for report in self.reports.values()), key=VERDICTS.index)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 2 where layers fail only in that they refuse their input."""
+        failed = [report for report in self.reports.values() if report.verdict == "fail"]
+        fatal = {finding.name for report in failed for finding in report.findings if finding.fatal}
+        return 2 if failed and fatal <= REFUSALS else STATUS[self.verdict]
 
     def __str__(self) -> str:
         return show(self.as_dict(), [str(report) for report in self.reports.values()])
@@ -78,7 +87,8 @@ def check_net(
 
     Raises
     ------
-    ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there.
+    ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there or raises in setup or
+        reshape.
     OSError : a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
     """
@@ -100,7 +110,7 @@ def check_net(
     try:
         loaded = caffe.Net(str(net), caffe.TRAIN)
     except RAISED as error:
-        return NetReport(*blame(error, python))
+        raise ValueError(f"{net}: {blame(error, python)}") from error
     if weights:
         if not os.path.exists(weights):
             raise ValueError(f"no file {weights!r}; expected a .caffemodel.")
@@ -212,8 +222,8 @@ def no_gradient(layer_class, base, bottoms, wanted) -> str:
     return ""
 
 
-def blame(error, python):
-    """Reports for the layers whose setup or reshape kept the net from being built."""
+def blame(error, python) -> str:
+    """Whose setup or reshape kept the net from being built, and why."""
     owner = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = type(frame.f_locals.get("self")) if "self" in frame.f_locals else owner
@@ -221,11 +231,9 @@ def blame(error, python):
         name for name, layer in python.items()
         if owner is not None and find_class(layer.python_param.module, layer.python_param.layer) is owner
     ]  # fmt: skip
-    if not guilty:
-        raise ValueError(f"Caffe cannot build the net: {type(error).__name__}: {error}") from error
-    finding = Finding(*raised(error))
-    reports = {name: GradientReport(subject(python[name]), "fail", findings=[finding]) for name in guilty}
-    return reports, {name: "the net cannot be built" for name in python if name not in guilty}
+    name, sentence = raised(error)
+    who = f"layer {' or '.join(map(repr, guilty))}" if guilty else "a layer"
+    return f"{who} {name.replace('-', ' ')}: {sentence}"
 
 
 def fill_inputs(net, parameter, fill, random) -> None:
@@ -304,7 +312,7 @@ def run_here(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
-    return STATUS[checked.verdict]
+    return checked.status
 
 
 def read_fill(items: Sequence[str]) -> Dict[str, str]:

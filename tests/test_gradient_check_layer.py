@@ -308,14 +308,34 @@ def test_a_loss_without_loss_weight_is_pointed_out(tmp_path):
     assert checked.reports["loss"].verdict == "pass"
 
 
-@pytest.mark.parametrize("layer, name", [
-    ("RaisesInSetup", "raises-in-setup"),
-    ("RaisesInForward", "raises-in-forward"),
-])  # fmt: skip
-def test_a_layer_that_raises_in_a_net_is_the_finding(tmp_path, layer, name):
-    checked = check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
-    assert checked.reports["loss"].names == [name]
+def test_a_layer_that_raises_in_the_net_is_the_finding(tmp_path):
+    checked = check_net(written(tmp_path, "RaisesInForward"), fill={"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == ["raises-in-forward"]
     assert checked.verdict == "fail"
+
+
+@pytest.mark.parametrize("layer, method", [("RaisesInSetup", "setup"), ("RaisesInReshape", "reshape")])
+def test_a_layer_that_keeps_a_net_from_being_built_is_an_error(tmp_path, layer, method):
+    with pytest.raises(ValueError, match=f"net.prototxt: layer 'loss' raises in {method}: "):
+        check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
+
+
+@pytest.mark.parametrize("layer, changes, status, says", [
+    pytest.param("RaisesInReshape", {}, 2, "layer 'loss' raises in reshape: ", id="reshape"),
+    pytest.param("RaisesInForward", {}, 2, "raises-in-forward", id="forward"),
+    pytest.param("RaisesInBackward", {}, 1, "raises-in-backward", id="backward"),
+    pytest.param("RaisesInForward", {"ScaleAndShift": "ScaleAveraged"}, 1, "wrong-factor", id="one wrong, one raises"),
+    pytest.param("MultilabelSoftmaxLossLayer", {"dim: 8 dim: 10": "dim: 8 dim: 9"}, 2,
+                 "bottom[1] (labels) has shape (8, 9); expected (8, 10)", id="shapes"),
+])  # fmt: skip
+def test_only_a_wrong_gradient_is_status_1(tmp_path, layer, changes, status, says):
+    path = Path(written(tmp_path, layer))
+    for old, new in changes.items():
+        path.write_text(path.read_text().replace(old, new))
+    code, shown, errors = command(path, *FILL)
+    assert code == status
+    assert says in shown + errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("fill, match", [
