@@ -21,7 +21,8 @@ from .gradient_check import (
     Finding,
     GradientReport,
     Measurement,
-    check_tolerance,
+    check_numbers,
+    checked_array,
     factor_names,
     measure,
     report_of,
@@ -87,10 +88,10 @@ def check_layer(
     ValueError, TypeError : an argument is none of the above.
     ImportError : no such module or class.
     """
-    check_tolerance(tolerance, budget)
+    check_numbers(tolerance, budget, seed)
     if mode not in ("auto", "caffe", "float64"):
         raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
-    arrays = [np.array(bottom, dtype=np.float32) for bottom in bottoms]
+    arrays = [checked_array(bottom, f"bottoms[{i}]").astype(np.float32) for i, bottom in enumerate(bottoms)]
     wrt = tuple(int(i) for i in wrt)
     if not all(0 <= i < len(arrays) for i in wrt):
         raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")

@@ -14,7 +14,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_tolerance
+from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
 from .gradient_check_layer import RAISED, check_layer, raised
 from .native import UsageError, guarded
 from .nets import check_python_layers, find_class
@@ -92,7 +92,7 @@ def check_net(
     OSError : a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
     """
-    check_tolerance(tolerance, budget)
+    check_numbers(tolerance, budget, seed)
     parameter = read_prototxt(net)
     os.environ.setdefault("GLOG_minloglevel", "2")
     import caffe

@@ -194,6 +194,8 @@ def test_learnable_blobs_are_checked_at_the_values_given():
     ({"wrt": (2,)}, ValueError, r"wrt is \(2,\); expected indices of the 2 bottoms"),
     ({"loss_weight": 0}, ValueError, "expected one that is not 0"),
     ({"tolerance": -1}, ValueError, "tolerance is -1; expected a positive number"),
+    ({"seed": -1}, ValueError, "seed is -1; expected a whole number from 0 to"),
+    ({"bottoms": [None]}, TypeError, r"bottoms\[0\] is None; expected an array of real numbers"),
 ])  # fmt: skip
 def test_bad_arguments_are_errors(arguments, error, match):
     right = {"module": "layer_zoo", "layer": "SoftmaxLoss", "bottoms": Cage(layer_zoo.SoftmaxLoss).bottoms(2)}
@@ -417,6 +419,7 @@ def test_layers_and_files_that_are_not_there_are_errors(tmp_path):
 @pytest.mark.parametrize("arguments, says", [
     (["net.prototxt", "--fill", "x"], "expected BLOB=KIND"),
     (["net.prototxt", "--tolerance", "0"], "expected a positive number"),
+    (["net.prototxt", "--seed", "-5"], "seed is -5; expected a whole number from 0 to"),
 ])  # fmt: skip
 def test_bad_usage_is_status_2(tmp_path, arguments, says):
     written(tmp_path)
