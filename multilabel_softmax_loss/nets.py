@@ -78,7 +78,7 @@ def read_prototxt(path: str, kind: str = "NetParameter") -> Any:
         with open(path, encoding="utf-8") as file:
             text_format.Merge(file.read(), message)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{path or repr(path)} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no text file; expected a prototxt.") from error
     except text_format.ParseError as error:
@@ -463,7 +463,7 @@ def python_layer_errors(path: str) -> Iterator[None]:
 def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     """The layers that a weights file has parameters for, and the shapes of these."""
     if not os.path.isfile(path):
-        raise UsageError(f"{path} is no file; expected weights (.caffemodel, or .caffemodel.h5).")
+        raise UsageError(f"{path or repr(path)} is no file; expected weights (.caffemodel, or .caffemodel.h5).")
     if path.endswith(".h5"):
         return read_hdf5_weights(path)
     from caffe.proto import caffe_pb2

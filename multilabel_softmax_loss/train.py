@@ -116,6 +116,8 @@ def train(
     param = read_prototxt(solver, "SolverParameter")
     if param.max_iter <= 0:
         raise UsageError(f"{solver} has no max_iter; expected the number of iterations to train.")
+    if k is not None and k < 1:
+        raise UsageError(f"-k is {k}; expected a whole number of at least 1.")
     prefix = os.path.basename(param.snapshot_prefix) or os.path.splitext(os.path.basename(solver))[0]
     folder = RunFolder(out or os.path.dirname(param.snapshot_prefix) or f"{os.path.splitext(solver)[0]}_run", prefix)
     if resume and not os.path.isdir(folder.path):

@@ -414,6 +414,7 @@ def test_quiet_when_piped(tmp_path):
             id="label width",
         ),
         pytest.param({}, ("--best-by", "mAPP"), "no test metric 'mAPP'; did you mean 'mAP'?", id="metric"),
+        pytest.param({}, ("-k", "0"), "-k is 0; expected a whole number of at least 1.", id="k"),
         pytest.param({}, ("--resume",), "run is no folder; expected the --out of the run", id="nothing to resume"),
         pytest.param({}, ("--weights", "train.h5"), "no weights file", id="foreign weights"),
     ],
