@@ -2,7 +2,8 @@
 
 A command is a module with `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0 says yes, 1
 says no, 2 is bad usage or input, 3 is "cannot tell". It raises a UsageError with one clear sentence where its input is
-at fault. Only the module of the command given is imported.
+at fault. It may have `HINTS`, what to add by option where words are left over. Only the module of the command given is
+imported.
 """
 
 import os
@@ -33,7 +34,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog=PROGRAM, description=summary)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run: Any = None
+    module: Any = None
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in argv[:1]:
@@ -44,13 +45,16 @@ def main(argv: Optional[List[str]] = None) -> int:
                 return 2
             command.description = summary[0].upper() + summary[1:] + "."
             module.add_arguments(command)
-            run = module.run
-    arguments = parser.parse_args(argv)
-    if run is None:
+            chosen = command
+    arguments, rest = parser.parse_known_args(argv)
+    if module is None:
         parser.print_usage(sys.stderr)
         print(f"{PROGRAM}: error: expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
         return 2
-    return run_reporting(run, arguments)
+    if rest:
+        hints = [hint for option, hint in getattr(module, "HINTS", {}).items() if option in argv]
+        chosen.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
+    return run_reporting(module.run, arguments)
 
 
 if __name__ == "__main__":
