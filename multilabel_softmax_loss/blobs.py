@@ -30,7 +30,13 @@ class InputError(ValueError):
 
 
 def real_array(array: Any, name: str) -> np.ndarray:
-    """`array` as a NumPy array; a TypeError unless it holds real numbers."""
+    """`array` as a NumPy array; a TypeError unless it holds real numbers, all of which count."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} are a masked array, whose mask would be lost; expected a plain one. Give unknown labels the value "
+            "of ignore_label, as in labels.filled(-1) with ignore_label=-1, and samples that do not count a "
+            "sample_weight of 0"
+        )
     try:
         array = np.asarray(array)
     except ValueError as error:  # NumPy >= 1.24 says so of rows that differ in length

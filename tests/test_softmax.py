@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import reference_softmax
 
-from multilabel_softmax_loss import assert_gradient, check_function, softmax_cross_entropy
+from multilabel_softmax_loss import assert_gradient, check_function, sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.blobs import Layout
 from multilabel_softmax_loss.options import SoftmaxOptions
 from multilabel_softmax_loss.softmax import evaluate_softmax
@@ -475,6 +475,16 @@ def test_arrays_of_other_things_are_type_errors():
         softmax_cross_entropy([["a"]], [[1]])
     with pytest.raises(TypeError, match="labels have dtype complex128"):
         softmax_cross_entropy([[1.0]], [[1j]])
+
+
+@pytest.mark.parametrize("name", ["scores", "labels", "sample_weight"])
+@pytest.mark.parametrize("mask", [False, [[True, False]] * 2], ids=["nothing masked", "masked"])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_a_mask_is_not_lost_silently(loss, name, mask):
+    arrays = {"scores": np.zeros((2, 2)), "labels": np.eye(2), "sample_weight": np.ones((2, 1))}
+    arrays[name] = np.ma.array(arrays[name], mask=np.broadcast_to(mask, (2, 2))[:, : arrays[name].shape[1]])
+    with pytest.raises(TypeError, match="are a masked array, .* ignore_label, .* sample_weight of 0$"):
+        loss(**arrays)
 
 
 def test_nonfinite_scores_pass_where_nothing_counts_them():
