@@ -118,6 +118,11 @@ class Layout:
             if label_format == "indices":
                 sizes = ["K" if k == self.axis else str(size) for k, size in enumerate(self.scores)]
                 wanted = f"({', '.join(sizes)}), K class indices in place of the classes of {{scores}}"
+            else:
+                before, after = self.scores[: self.axis], self.scores[self.axis + 1 :]
+                one_each = (*before, 1, *after)
+                if strip_ones(labels, 0) in (strip_ones(before + after, 0), strip_ones(one_each, 0)):
+                    wanted += f', or, for class indices, {one_each} and label_format "indices"'
             raise InputError("shape", f"{{labels}} has shape {labels}; expected {wanted}")
         return expected[self.axis]
 

@@ -391,6 +391,15 @@ def test_the_loss_alone_allocates_blocks_only(peak_bytes):
     [
         (np.zeros((8, 21)), np.zeros((8, 20)), r"labels has shape \(8, 20\); expected \(8, 21\), the shape of scores"),
         (np.zeros((8, 21)), np.zeros((21, 8)), r"labels has shape \(21, 8\); expected \(8, 21\)"),
+        (np.zeros((8, 21)), np.zeros(8), r'of scores, or, for class indices, \(8, 1\) and label_format "indices"$'),
+        (
+            np.zeros((8, 21)),
+            np.zeros((8, 1)),
+            r'of scores, or, for class indices, \(8, 1\) and label_format "indices"$',
+        ),
+        (np.zeros((8, 3, 2, 2)), np.zeros((8, 2, 2)), r'for class indices, \(8, 1, 2, 2\) and label_format "indices"$'),
+        (np.zeros((8, 21)), np.zeros((8, 2)), r"the shape of scores$"),
+        (np.zeros((8, 3, 2, 2)), np.zeros(8), r"the shape of scores$"),
         (np.zeros(8), np.zeros(8), r"scores has shape \(8,\); expected a class axis 1"),
         (np.zeros((8, 0)), np.zeros((8, 0)), r"at least one class"),
         ([[0, 1]], [[0, -1]], r"labels has -1 at sample 0, class 1; expected finite labels >= 0"),
