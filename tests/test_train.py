@@ -27,6 +27,7 @@ from tiny_nets import (
     write_solver,
 )
 
+from multilabel_softmax_loss.curves import smoothed
 from multilabel_softmax_loss.native import UsageError
 from multilabel_softmax_loss.train import Diverged, add_arguments, run_here, train
 
@@ -123,6 +124,7 @@ KILL_LOOP = """
 import glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
+from multilabel_softmax_loss.curves import smoothed
 from multilabel_softmax_loss.native import UsageError
 from multilabel_softmax_loss.train import train
 
@@ -342,6 +344,17 @@ def test_history_and_curves_hold_losses_and_test_metrics(tmp_path):
     assert summary["best"]["iteration"] == int(best["iteration"])
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "run" / "best.json").read_text()) == summary["best"]
+
+
+def test_the_running_mean_starts_with_the_first_loss_and_runs_neither_late_nor_high():
+    falling = 10.0 - 0.01 * np.arange(1000)
+    assert smoothed(falling)[:975] == pytest.approx(falling[:975], rel=1e-12)
+    noise = np.random.RandomState(0).randn(1000)
+    assert smoothed(noise)[50:950].std() < 0.25  # 51 values each: a seventh
+    assert smoothed(noise)[0] == noise[0]
+    assert smoothed(noise)[-1] == pytest.approx(noise[-26:].mean())
+    assert list(smoothed([3.0])) == [3.0]
+    assert list(smoothed([])) == []
 
 
 def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
