@@ -128,6 +128,9 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:  # such as a full disk
+        tell(arguments.command, f"{error}.")
+        return 2
 
 
 def tell(command: str, error: str) -> None:

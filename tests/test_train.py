@@ -28,7 +28,7 @@ from tiny_nets import (
 )
 
 from multilabel_softmax_loss.curves import smoothed
-from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.native import UsageError, run_reporting
 from multilabel_softmax_loss.train import Diverged, add_arguments, run_here, train
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
@@ -125,7 +125,7 @@ import glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
 from multilabel_softmax_loss.curves import smoothed
-from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.native import UsageError, run_reporting
 from multilabel_softmax_loss.train import train
 
 solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -215,7 +215,9 @@ def child_of(process):
     return int(children[0]) if children else None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(
+    not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"), reason="looks into Linux's /proc"
+)
 @pytest.mark.parametrize(
     "moment",
     [
@@ -242,6 +244,15 @@ def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, moment, to_al
     assert process.returncode == 130
     assert said == ""
     assert listing(tmp_path) == before
+
+
+def test_a_full_disk_is_told_in_a_sentence(capsys):
+    def run(arguments):
+        raise OSError(28, "No space left on device", "scores.json")
+
+    assert run_reporting(run, argparse.Namespace(command="evaluate")) == 2
+    expected = "evaluate: error: [Errno 28] No space left on device: 'scores.json'.\n"
+    assert capsys.readouterr().err == f"python -m multilabel_softmax_loss {expected}"
 
 
 def test_ctrl_c_waits_until_a_file_is_whole(tmp_path):
