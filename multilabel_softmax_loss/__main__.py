@@ -1,16 +1,23 @@
 """The command line: `python -m multilabel_softmax_loss COMMAND`.
 
 A command is a module with `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0 says yes, 1
-says no, 2 is bad usage or input, 3 is "cannot tell". It raises ValueError, OSError or ImportError with one clear
-sentence where its input is at fault. Only the module of the command given is imported.
+says no, 2 is bad usage or input, 3 is "cannot tell". It raises a UsageError with one clear sentence where its input is
+at fault. It may have `HINTS`, what to add by option where words are left over. Only the module of the command given is
+imported.
 """
+
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # before what takes time is imported: Ctrl-C ends all at once until a command knows better
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 import argparse
 import importlib
-import sys
 from typing import Any, List, Optional
 
-from .native import missing_package
+from .native import PROGRAM, missing_package, run_reporting, tell
 
 COMMANDS = {
     "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
@@ -25,35 +32,29 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
-    parser = argparse.ArgumentParser(prog="python -m multilabel_softmax_loss", description=summary)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=summary)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run: Any = None
+    module: Any = None
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in argv[:1]:
             try:
                 module = importlib.import_module(f"{__package__}.{module_name}")
             except ImportError as error:
-                print(f"{name}: {missing_package(error)}", file=sys.stderr)
+                tell(name, missing_package(error))
                 return 2
             command.description = summary[0].upper() + summary[1:] + "."
             module.add_arguments(command)
-            run = module.run
-    arguments = parser.parse_args(argv)
-    if run is None:
+            chosen = command
+    arguments, rest = parser.parse_known_args(argv)
+    if module is None:
         parser.print_usage(sys.stderr)
-        print(f"expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
+        print(f"{PROGRAM}: error: expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
         return 2
-    try:
-        return run(arguments)
-    except ModuleNotFoundError as error:
-        print(f"{arguments.command}: {missing_package(error)}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if rest:
+        hints = [hint for option, hint in getattr(module, "HINTS", {}).items() if option in argv]
+        chosen.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
+    return run_reporting(module.run, arguments)
 
 
 if __name__ == "__main__":

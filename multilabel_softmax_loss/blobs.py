@@ -30,7 +30,13 @@ class InputError(ValueError):
 
 
 def real_array(array: Any, name: str) -> np.ndarray:
-    """`array` as a NumPy array; a TypeError unless it holds real numbers."""
+    """`array` as a NumPy array; a TypeError unless it holds real numbers, all of which count."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} are a masked array, whose mask would be lost; expected a plain one. Give unknown labels the value "
+            "of ignore_label, as in labels.filled(-1) with ignore_label=-1, and samples that do not count a "
+            "sample_weight of 0"
+        )
     try:
         array = np.asarray(array)
     except ValueError as error:  # NumPy >= 1.24 says so of rows that differ in length
@@ -112,6 +118,11 @@ class Layout:
             if label_format == "indices":
                 sizes = ["K" if k == self.axis else str(size) for k, size in enumerate(self.scores)]
                 wanted = f"({', '.join(sizes)}), K class indices in place of the classes of {{scores}}"
+            else:
+                before, after = self.scores[: self.axis], self.scores[self.axis + 1 :]
+                one_each = (*before, 1, *after)
+                if strip_ones(labels, 0) in (strip_ones(before + after, 0), strip_ones(one_each, 0)):
+                    wanted += f', or, for class indices, {one_each} and label_format "indices"'
             raise InputError("shape", f"{{labels}} has shape {labels}; expected {wanted}")
         return expected[self.axis]
 

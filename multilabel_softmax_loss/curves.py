@@ -66,9 +66,12 @@ def draw_curves(
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """The mean of each value and those before it, up to a twentieth of all."""
-    width = max(1, len(values) // 20)
+    """The mean of each value and as many on either side, a twentieth of all together; near the start they are fewer.
+
+    With those before alone, the curve of a falling loss would run late, and so too high.
+    """
+    places = np.arange(len(values))
+    reach = np.minimum(places, len(values) // 40)
+    starts, ends = places - reach, np.minimum(places + reach + 1, len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)

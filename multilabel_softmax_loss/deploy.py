@@ -23,6 +23,7 @@ from .nets import (
 )
 
 TOLERANCE = 1e-5
+LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss deploy train_val.prototxt --weights run/best.caffemodel
@@ -66,6 +67,8 @@ def parse_shape(text: str) -> Tuple[int, ...]:
         raise UsageError(f"--input-shape is {text!r}; expected whole numbers such as 1,3,224,224.") from error
     if min(shape) < 1:
         raise UsageError(f"--input-shape is {text!r}; expected numbers of at least 1.")
+    if np.prod(shape, dtype=float) > LARGEST_BLOB:
+        raise UsageError(f"--input-shape is {text!r}; expected no more than {LARGEST_BLOB:,} numbers in all.")
     return shape
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -29,13 +30,15 @@ from .nets import (
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss evaluate train_val.prototxt run/best.caffemodel \\
-      -k 3 --classes classes.txt --json scores.json --picture scores.png
+      -k 1,3 --classes classes.txt --json scores.json --picture scores.png
 
 The data are those of the net's TEST phase, each sample once. Probabilities are the softmax or the sigmoid of the scores
 that the loss layer takes. CP CR CF1 OP OR OF1 are precision, recall and F1 per class and overall (Gong et al.,
 arXiv:1312.4894; Wang et al., arXiv:1604.04573); N+ is the share of classes that are right at least once; LRAP is
 label-ranking average precision; coverage is how many classes one has to list to meet all labels (less is better).
 """
+
+HINTS = {"-k": "; several K are one word, as in -k 1,3"}
 
 COLUMNS = (
     *("mAP", "LRAP", "coverage", "CP", "CR", "CF1"),
@@ -52,12 +55,21 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--phase", choices=("TEST", "TRAIN"), default="TEST", help="whose data (default: %(default)s)")
     add_head_arguments(parser)
     parser.add_argument("--labels", metavar="BLOB", help="the blob of labels (default: what the loss layer takes)")
-    parser.add_argument("-k", type=int, nargs="+", help="decide for the k likeliest (default: 3)")
+    parser.add_argument(
+        "-k", type=whole_numbers, metavar="K[,K...]", help="decide for the K likeliest (default: 3), as in -k 1,3"
+    )
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one per line")
     parser.add_argument("--thresholds", metavar="FILE", help="decide by these thresholds too")
     parser.add_argument("--tune-thresholds", metavar="FILE", help="write the thresholds of the best F1 on this set")
     parser.add_argument("--json", metavar="FILE", help="write all figures, those of each class too")
     parser.add_argument("--picture", metavar="FILE", help="draw average precisions and precision-recall curves (.png)")
+
+
+def whole_numbers(text: str) -> List[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers such as 1,3") from None
 
 
 def run(arguments: Any) -> int:

@@ -21,6 +21,9 @@ BUDGET = 10.0
 ALL_COORDINATES = 600
 """Up to this size every coordinate is probed."""
 
+SEEDS = 2**31
+"""The number of seeds: half as many as NumPy has, as a check also draws from the seeds after its own."""
+
 MORE_DIRECTIONS = 16
 """Random directions tried where rounding hides the coordinates."""
 
@@ -156,7 +159,7 @@ def check_function(
     loss : function of a float64 array with the shape of `x`, returning a number
     gradient : function of the same, returning an array of the same shape; or that array at `x`
     x : array
-        Where to check. Entries that are not finite stay as they are.
+        Where to check; not empty. Infinite entries stay as they are.
     tolerance, seed, budget : float, int, seconds
     name : str
         What to call it in the report.
@@ -166,11 +169,22 @@ def check_function(
     report : GradientReport
         An exception of `loss` or `gradient`, or a gradient of another shape, is a finding.
 
+    Raises
+    ------
+    ValueError, TypeError : an argument is none of the above.
+
     >>> print(check_function(lambda x: (x ** 2).sum(), lambda x: 2 * x, [1.0, 2.0, 3.0]).verdict)
     pass
     """
-    check_tolerance(tolerance, budget)
-    x = np.array(x, dtype=np.float64)
+    check_numbers(tolerance, budget, seed)
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}; expected a function of an array.")
+    x = checked_array(x, "x")
+    if x.size == 0 or np.isnan(x).any():
+        found = f"is empty, of shape {x.shape}" if x.size == 0 else f"has nan at {np.argwhere(np.isnan(x))[0].tolist()}"
+        raise ValueError(f"x {found}; expected numbers, or there is no slope to measure.")
+    if not callable(gradient):
+        gradient = checked_array(gradient, "gradient")
     subject = name or getattr(loss, "__name__", type(loss).__name__)
     started = time.monotonic()
     findings: List[Finding] = []
@@ -191,7 +205,7 @@ def check_function(
             if not np.array_equal(given, x, equal_nan=True):
                 findings.append(Finding("writes-input", "the gradient writes into its argument."))
         else:
-            analytic = np.array(gradient, dtype=np.float64)
+            analytic = gradient
         if analytic.shape != x.shape:
             sentence = f"the gradient has shape {analytic.shape}; expected {x.shape}, that of the argument."
             return GradientReport(subject, "fail", findings=[Finding("wrong-shape", sentence)], tolerance=tolerance)
@@ -588,8 +602,20 @@ def wrong_positions(evidence: Evidence, axis: int) -> np.ndarray:
     return failing
 
 
-def check_tolerance(tolerance: float, budget: float) -> None:
-    """Raise ValueError for a tolerance or a budget that is not a positive number."""
+def check_numbers(tolerance: float, budget: float, seed: int) -> None:
+    """Raise ValueError for a tolerance or a budget that is not a positive number, or for no seed."""
     for name, number in (("tolerance", tolerance), ("budget", budget)):
         if not (isinstance(number, (int, float)) and math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number!r}; expected a positive number.")
+    if not (isinstance(seed, (int, np.integer)) and 0 <= seed < SEEDS):
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 to {SEEDS - 1}.")
+
+
+def checked_array(array: Any, name: str) -> np.ndarray:
+    """A float64 copy; a TypeError unless it holds real numbers."""
+    try:
+        if np.asarray(array).dtype.kind in "fiub":
+            return np.array(array, dtype=np.float64)
+    except ValueError:  # rows that differ in length
+        pass
+    raise TypeError(f"{name} is {array!r:.80}; expected an array of real numbers.")

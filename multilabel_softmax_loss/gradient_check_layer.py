@@ -6,7 +6,6 @@ exact to many digits. The stand-ins give the verdict where the layer's outputs a
 on them; everywhere else Caffe does, and what float32 hides there is "inconclusive".
 """
 
-import importlib
 import math
 import os
 import random as python_random
@@ -22,13 +21,16 @@ from .gradient_check import (
     Finding,
     GradientReport,
     Measurement,
-    check_tolerance,
+    check_numbers,
+    checked_array,
     factor_names,
     measure,
     report_of,
 )
 from .gradient_check_blobs import CaffeRunner, Spec, StandInRunner, TopWithoutShape, flat
+from .nets import find_class
 
+RAISED = (Exception, SystemExit)  # what a layer may raise; sys.exit() in one is a finding, and no way out of a check
 METHODS = ("setup", "reshape", "forward", "backward")
 SAME = 1e-5  # relative difference of two float32 results that counts as none
 LEAST = float(np.nextafter(np.float32(0), np.float32(1)))  # the least float32 above 0
@@ -86,10 +88,10 @@ def check_layer(
     ValueError, TypeError : an argument is none of the above.
     ImportError : no such module or class.
     """
-    check_tolerance(tolerance, budget)
+    check_numbers(tolerance, budget, seed)
     if mode not in ("auto", "caffe", "float64"):
         raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
-    arrays = [np.array(bottom, dtype=np.float32) for bottom in bottoms]
+    arrays = [checked_array(bottom, f"bottoms[{i}]").astype(np.float32) for i, bottom in enumerate(bottoms)]
     wrt = tuple(int(i) for i in wrt)
     if not all(0 <= i < len(arrays) for i in wrt):
         raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")
@@ -104,20 +106,6 @@ def check_layer(
     finally:
         np.random.set_state(saved[0])
         python_random.setstate(saved[1])
-
-
-def find_class(module: str, layer: str) -> type:
-    """The class a prototxt means; Caffe itself only says that something returned NULL."""
-    try:
-        found = getattr(importlib.import_module(module), layer)
-    except ImportError as error:
-        raise ImportError(
-            f"python_param {{ module: {module!r} }} cannot be imported: {error}. "
-            "Install it or add its folder to PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise ImportError(f"module {module!r} has no class {layer!r}; change python_param {{ layer: ... }}.") from error
-    return found
 
 
 class LayerCheck:
@@ -136,7 +124,7 @@ class LayerCheck:
         self.findings: List[Finding] = []
         self.reseed = False
         self.gain = 1.0
-        self.stand_in_error: Optional[Exception] = None
+        self.stand_in_error: Optional[BaseException] = None
 
     def add(self, name, sentence, fatal=True) -> None:
         if name not in [finding.name for finding in self.findings]:
@@ -151,7 +139,7 @@ class LayerCheck:
                 return self.check()
         except Stop:
             return self.report([], "")
-        except Exception as error:
+        except RAISED as error:
             self.add(*raised(error))
             return self.report([], "")
 
@@ -183,7 +171,7 @@ class LayerCheck:
             runner = StandInRunner(self.spec, self.layer_class, self.arrays)
             runner.backward(self.top_weights(runner.forward(self.arrays)), self.propagate)
             return runner
-        except Exception as error:
+        except RAISED as error:
             self.stand_in_error = error
             return None
 
@@ -231,7 +219,7 @@ class LayerCheck:
         for step in steps:
             try:
                 step(runner)
-            except Exception as error:
+            except RAISED as error:
                 self.add(*raised(error))
             if self.has("raises-in-forward", "raises-in-backward", "gradient-not-finite"):
                 raise Stop()  # what else goes wrong would follow from that
@@ -366,7 +354,7 @@ class LayerCheck:
             self.forward(runner)
             try:
                 diffs = self.gradient(runner, fill=np.nan, propagate=flags)
-            except Exception as error:
+            except RAISED as error:
                 self.add("ignores-propagate-down", f"backward raises with propagate_down[{i}] false: {said(error)}.")
                 return
             if not np.isnan(diffs[i]).all():
@@ -378,7 +366,7 @@ class LayerCheck:
         self.forward(runner)
         try:
             diffs = self.gradient(runner, fill=np.nan, propagate=[True] * count)
-        except Exception as error:
+        except RAISED as error:
             self.add("refuses-force-backward", f"with force_backward, backward raises {said(error)}.", fatal=False)
             return
         for i in others:
@@ -448,7 +436,7 @@ class LayerCheck:
                 loss = self.forward(new, smaller)
                 weights = self.top_weights(loss)
                 gradient = self.gradient(new, weights)
-            except Exception:
+            except RAISED:
                 continue  # a layer may refuse a batch; then there is nothing to compare with
             old = self.fresh()
             self.forward(old)
@@ -456,7 +444,7 @@ class LayerCheck:
             try:
                 again = self.forward(old, smaller)
                 after = self.gradient(old, weights)
-            except Exception as error:
+            except RAISED as error:
                 sentence = f"after a reshape from batch {size} to {count} it raises {said(error)}."
                 self.add("wrong-after-reshape", sentence)
                 return
@@ -548,7 +536,7 @@ class LayerCheck:
             rows = np.random.RandomState(self.seed).choice(size, count, replace=False)
             try:
                 part = self.measure(runner, target, self.resized(np.sort(rows)), now + 0.5 * (deadline - now))
-            except Exception:
+            except RAISED:
                 continue  # a layer may refuse a batch
             # All samples together need only confirm the scale, which many probes tell better than each.
             confirmed = abs(measured.factor - 1) <= measured.factor_bar < 0.1
@@ -583,7 +571,7 @@ class LayerCheck:
         arrays = self.resized(np.arange(size + 3) % size)
         try:
             other = self.measure(runner, target, arrays, deadline, coordinates=False)
-        except Exception:
+        except RAISED:
             return measured
         here = factor_names(measured.factor, self.sizes(self.arrays, target), 4 * self.tolerance)
         there = factor_names(other.factor, self.sizes(arrays, target), 4 * self.tolerance)
@@ -623,7 +611,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def raised(error: Exception) -> Tuple[str, str]:
+def raised(error: BaseException) -> Tuple[str, str]:
     """Name and sentence of a finding: in which method of the layer an exception arose."""
     frames = traceback.extract_tb(error.__traceback__)
     method = next((frame.name for frame in frames if frame.name in METHODS and frame.filename != __file__), None)

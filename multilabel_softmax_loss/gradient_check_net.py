@@ -1,27 +1,26 @@
 """The gradient checker for the Python layers of a whole net, and its command `check-gradient`.
 
 The net runs forward once, layer by layer; every Python layer is then checked on its own, on the data it was given.
-The command does this in a child process, as Caffe ends the process where a prototxt does not suit it.
 """
 
 import argparse
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
-import tempfile
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_tolerance
-from .gradient_check_layer import check_layer, find_class, raised
+from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
+from .gradient_check_layer import RAISED, check_layer, raised
+from .native import UsageError, guarded
+from .nets import check_python_layers, find_class
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
+REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
 KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
 
 EXAMPLE = """\
@@ -29,7 +28,8 @@ example:
   python -m multilabel_softmax_loss check-gradient train.prototxt
   python -m multilabel_softmax_loss check-gradient net.prototxt --fill scores=gaussian --fill labels=multihot
 
-exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, 3 at least one cannot be told"""
+exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, or a layer raises before there is a gradient,
+3 at least one cannot be told"""
 
 
 class NetReport(NamedTuple):
@@ -41,6 +41,13 @@ class NetReport(NamedTuple):
     @property
     def verdict(self) -> str:
         return max((report.verdict for report in self.reports.values()), key=VERDICTS.index)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 2 where layers fail only in that they refuse their input."""
+        failed = [report for report in self.reports.values() if report.verdict == "fail"]
+        fatal = {finding.name for report in failed for finding in report.findings if finding.fatal}
+        return 2 if failed and fatal <= REFUSALS else STATUS[self.verdict]
 
     def __str__(self) -> str:
         return show(self.as_dict(), [str(report) for report in self.reports.values()])
@@ -80,11 +87,12 @@ def check_net(
 
     Raises
     ------
-    ValueError : the net, a name or a fill does not suit. OSError : a file cannot be read.
-    ImportError : a Python layer's module or class is missing.
+    ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there or raises in setup or
+        reshape.
+    OSError : a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
     """
-    check_tolerance(tolerance, budget)
+    check_numbers(tolerance, budget, seed)
     parameter = read_prototxt(net)
     os.environ.setdefault("GLOG_minloglevel", "2")
     import caffe
@@ -94,16 +102,15 @@ def check_net(
     if unknown:
         known = ", ".join(python) or "none"
         raise ValueError(f"{net} has no Python layer {unknown[0]!r}; its Python layers are {known}.")
-    for layer in python.values():
-        find_class(layer.python_param.module, layer.python_param.layer)
+    check_python_layers(list(python.values()), net)
     caffe.set_random_seed(seed)
     np.random.seed(seed)
     reports: Dict[str, GradientReport] = {}
     skipped: Dict[str, str] = {}
     try:
         loaded = caffe.Net(str(net), caffe.TRAIN)
-    except Exception as error:
-        return NetReport(*blame(error, python))
+    except RAISED as error:
+        raise ValueError(f"{net}: {blame(error, python)}") from error
     if weights:
         if not os.path.exists(weights):
             raise ValueError(f"no file {weights!r}; expected a .caffemodel.")
@@ -117,7 +124,7 @@ def check_net(
         parameters = [blobs[k].data.copy() for k in range(len(blobs))]
         try:
             loaded._forward(i, i)
-        except Exception as error:
+        except RAISED as error:
             if name not in python:
                 raise
             finding = Finding(*raised(error))
@@ -215,8 +222,8 @@ def no_gradient(layer_class, base, bottoms, wanted) -> str:
     return ""
 
 
-def blame(error, python):
-    """Reports for the layers whose setup or reshape kept the net from being built."""
+def blame(error, python) -> str:
+    """Whose setup or reshape kept the net from being built, and why."""
     owner = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = type(frame.f_locals.get("self")) if "self" in frame.f_locals else owner
@@ -224,11 +231,9 @@ def blame(error, python):
         name for name, layer in python.items()
         if owner is not None and find_class(layer.python_param.module, layer.python_param.layer) is owner
     ]  # fmt: skip
-    if not guilty:
-        raise ValueError(f"Caffe cannot build the net: {type(error).__name__}: {error}") from error
-    finding = Finding(*raised(error))
-    reports = {name: GradientReport(subject(python[name]), "fail", findings=[finding]) for name in guilty}
-    return reports, {name: "the net cannot be built" for name in python if name not in guilty}
+    name, sentence = raised(error)
+    who = f"layer {' or '.join(map(repr, guilty))}" if guilty else "a layer"
+    return f"{who} {name.replace('-', ' ')}: {sentence}"
 
 
 def fill_inputs(net, parameter, fill, random) -> None:
@@ -287,25 +292,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check in a child process, print, and return the exit status."""
+    return guarded(run_here, arguments)
+
+
+def run_here(arguments: argparse.Namespace) -> int:
+    sys.dont_write_bytecode = True
+    sys.path.append(os.path.dirname(os.path.abspath(arguments.net)))  # a net's own layers often lie beside it
+    try:
+        with redirect_stdout(sys.stderr):  # what layers print is no part of the report
+            checked = check_net(
+                arguments.net,
+                arguments.layer,
+                read_fill(arguments.fill),
+                arguments.weights,
+                arguments.seed,
+                arguments.tolerance,
+                arguments.budget,
+            )
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
+    return checked.status
+
+
+def read_fill(items: Sequence[str]) -> Dict[str, str]:
+    """The kinds of data by blob, from words such as "labels=multihot"."""
     fill = {}
-    for item in arguments.fill:
+    for item in items:
         blob, equals, kind = item.partition("=")
         if not (blob and equals and kind):
             raise ValueError(f"--fill {item}; expected BLOB=KIND with {KINDS}.")
         fill[blob] = kind
-    check_tolerance(arguments.tolerance, arguments.budget)
-    names = ("net", "weights", "seed", "tolerance", "budget")
-    request = dict({name: getattr(arguments, name) for name in names}, layers=arguments.layer, fill=fill)
-    answer = ask_child(request)
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    texts = answer.pop("texts")
-    if arguments.json:
-        print(json.dumps(dict(answer, net=arguments.net), indent=2))
-    else:
-        print(show(answer, texts))
-    return STATUS[answer["verdict"]]
+    return fill
 
 
 def show(answer, texts) -> str:
@@ -321,40 +339,3 @@ def show(answer, texts) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(table + [""] + texts)
-
-
-def ask_child(request) -> Dict[str, Any]:
-    """`check_net` in a process of its own; what ended it, in a sentence, where it did not come back."""
-    handle, path = tempfile.mkstemp(suffix=".json")
-    os.close(handle)
-    environment = dict(os.environ, GLOG_minloglevel="2", PYTHONDONTWRITEBYTECODE="1")
-    code = f"import sys; sys.path[:0] = {sys.path!r}; from {__name__} import child; child(sys.argv[1])"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, path], input=json.dumps(request).encode(), env=environment, capture_output=True
-        )
-        sys.stderr.write(done.stdout.decode(errors="replace"))  # what layers print is no part of the report
-        said = done.stderr.decode(errors="replace")
-        if done.returncode == 0:
-            return json.loads(Path(path).read_text())
-    finally:
-        os.remove(path)
-    reasons = re.findall(r"^F\d{4,8} [^\]]*\] (.*)$|^\[libprotobuf (?:ERROR|FATAL)[^\]]*\] (.*)$", said, re.M)
-    reason = "; ".join(part.strip() for pair in reasons for part in pair if part.strip())
-    if not reason:
-        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
-        reason = " ".join(said.strip().splitlines()[-1:]) or f"it ended with {ended}"
-    return {"error": f"Caffe rejects {request['net']}: {reason}"}
-
-
-def child(path: str) -> None:
-    """Read a request from stdin, write the answer to a file."""
-    request = json.load(sys.stdin)
-    # A net's own layers often lie beside it.
-    sys.path.append(os.path.dirname(os.path.abspath(request["net"])))
-    try:
-        checked = check_net(**request)
-        answer = dict(checked.as_dict(), texts=[str(report) for report in checked.reports.values()])
-    except (ValueError, OSError, ImportError) as error:
-        answer = {"error": str(error)}
-    Path(path).write_text(json.dumps(answer))

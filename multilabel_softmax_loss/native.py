@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, List
 
 PROGRAM = "python -m multilabel_softmax_loss"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHILD = "from multilabel_softmax_loss.native import child; child()"
 
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
@@ -29,36 +32,68 @@ def guarded(run: Callable[[Any], int], arguments: Any) -> int:
     """The exit status of ``run(arguments)`` in a child process; its last words are put in a sentence if it dies.
 
     `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages.
-    What Caffe itself writes to the standard error goes to a file that is read in case of need. Interrupts reach the
-    child, and the child ends with this process, however that ends.
+    What Caffe itself writes to the standard error goes to a file that is read in case of need. Ctrl-C and SIGTERM reach
+    the child, and the child ends with this process, however that ends.
     """
-    with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
-        log = os.path.join(folder, "caffe.log")
-        reading, writing = os.pipe()
-        process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading)
+    asked: List[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
+    with ExitStack() as stack:
+        with blocked():  # in the child too, until it can handle them
+            stack.enter_context(handling(forward))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_"))
+            log = os.path.join(folder, "caffe.log")
+            reading, writing = os.pipe()
+            process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading)
         os.close(reading)
-        handlers = {
-            number: signal.signal(number, lambda number, frame: process.send_signal(number))
-            for number in (signal.SIGINT, signal.SIGTERM)
-            if threading.current_thread() is threading.main_thread()
-        }
-        try:
-            with os.fdopen(writing, "wb") as job:
-                job.write(pickle.dumps((run.__module__, run.__qualname__, arguments, log)))
-                job.flush()
-                status = process.wait()  # with the pipe open: its end tells the child that this process is gone
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        if status >= 0:
-            return status
-        print(f"{PROGRAM} {arguments.command}: error: {last_words(log, -status)}", file=sys.stderr)
-        return 2 if -status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE) else 128 - status
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb") as job:
+            job.write(pickle.dumps((run.__module__, run.__qualname__, arguments, log)))
+            job.flush()
+            process.wait()  # with the pipe open: its end tells the child that this process is gone
+        status = process.wait()
+        if status < 0 and -status not in asked:
+            tell(arguments.command, last_words(log, -status))
+        if -status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE):
+            return 2
+        return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have `handler` called for Ctrl-C and SIGTERM; in the main thread, as Python allows it there only."""
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    former = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in former:
+            signal.signal(number, old)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM wait."""
+    mask_signals("SIG_BLOCK")
+    try:
+        yield
+    finally:
+        mask_signals("SIG_UNBLOCK")
+
+
+def mask_signals(how: str) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(getattr(signal, how), SIGNALS)
 
 
 def child() -> None:
     """The other end of `guarded`: runs the job that the standard input holds."""
-    module, name, arguments, log = pickle.load(sys.stdin.buffer)
+    try:
+        module, name, arguments, log = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the parent is gone already
+        os._exit(1)
     threading.Thread(target=die_with_parent, daemon=True).start()
     # What Python prints keeps going to the terminal; file descriptor 2, where Caffe writes, becomes the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
@@ -66,7 +101,9 @@ def child() -> None:
         os.dup2(file.fileno(), 2)
     tempfile.tempdir = os.path.dirname(log)  # what this process leaves there if it dies, its parent removes
     quiet_caffe()
-    signal.signal(signal.SIGINT, interrupt_once)
+    # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    mask_signals("SIG_UNBLOCK")
     status = run_reporting(getattr(import_module(module), name), arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -75,21 +112,30 @@ def child() -> None:
 
 def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     """The exit status of ``run(arguments)``; errors that a user can mend are told in a sentence."""
-    program = f"{PROGRAM} {arguments.command}"
     try:
         return run(arguments)
     except UsageError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        tell(arguments.command, str(error))
         return 2
     except ImportError as error:
-        print(f"{program}: error: {missing_package(error)}", file=sys.stderr)
+        tell(arguments.command, missing_package(error))
+        return 2
+    except SystemExit as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}, line {frame.lineno}"
+        tell(arguments.command, f"a Python layer called sys.exit({error.code!r}) ({place}); expected an exception.")
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:  # such as a full disk
+        tell(arguments.command, f"{error}.")
+        return 2
+
+
+def tell(command: str, error: str) -> None:
+    """Say on the standard error what is wrong, as argparse does."""
+    print(f"{PROGRAM} {command}: error: {error}", file=sys.stderr)
 
 
 def missing_package(error: ImportError) -> str:
@@ -103,11 +149,6 @@ def missing_package(error: ImportError) -> str:
 def quiet_caffe() -> None:
     """Keep Caffe from logging each layer it makes; takes effect before the first ``import caffe``."""
     os.environ.setdefault("GLOG_minloglevel", "2")
-
-
-def interrupt_once(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to parent and child, and the parent sends it on
-    raise KeyboardInterrupt
 
 
 def die_with_parent() -> None:

@@ -8,12 +8,14 @@ import io
 import math
 import os
 import tempfile
+import traceback
 from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .native import UsageError, quiet_caffe
+from .native import UsageError, blocked, quiet_caffe
 from .options import parse_literal
 
 SOFTMAX_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss")
@@ -23,25 +25,29 @@ ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """A temporary name beside `path`; what is there when all went well takes the place of `path` at once."""
+    """A temporary name beside `path`; what is there when all went well takes the place of `path` at once.
+
+    Ctrl-C and SIGTERM wait meanwhile.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     stem, suffix = os.path.splitext(name)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{stem}-", suffix=suffix, dir=folder)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
-    os.close(handle)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with blocked():
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{stem}-", suffix=suffix, dir=folder)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+        os.close(handle)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
 
 
 def check_output(path: Optional[str]) -> None:
@@ -72,7 +78,7 @@ def read_prototxt(path: str, kind: str = "NetParameter") -> Any:
         with open(path, encoding="utf-8") as file:
             text_format.Merge(file.read(), message)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{path or repr(path)} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no text file; expected a prototxt.") from error
     except text_format.ParseError as error:
@@ -111,6 +117,40 @@ def in_phase(layer: Any, phase: str, state: Any) -> bool:
     if layer.include:
         return any(meets(rule) for rule in layer.include)
     return not any(meets(rule) for rule in layer.exclude)
+
+
+def find_class(module: str, layer: str) -> type:
+    """The class that a Python layer names; Caffe itself only says that something returned NULL.
+
+    Raises
+    ------
+    ImportError : the module cannot be imported, whatever it raises, or has no such class.
+    """
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ImportError):
+            told = f"{error}. Install it, or add its folder to PYTHONPATH"
+        elif not isinstance(error, SyntaxError):  # which says where it is
+            told += f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+        raise ImportError(f"python_param {{ module: {module!r} }} cannot be imported: {told}.") from error
+    if not hasattr(found, layer):
+        nearest = difflib.get_close_matches(layer, dir(found), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "change python_param { layer: ... }."
+        raise ImportError(f"module {module!r} has no class {layer!r}; {hint}")
+    return getattr(found, layer)
+
+
+def check_python_layers(layers: Sequence[Any], path: str) -> None:
+    """Raise a UsageError that names the Python layer of the net `path` whose class is not there."""
+    for layer in layers:
+        if layer.type == "Python":
+            try:
+                find_class(layer.python_param.module, layer.python_param.layer)
+            except ImportError as error:
+                raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
 
 
 def sources(layers: Sequence[Any]) -> List[Any]:
@@ -383,6 +423,7 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
 
     if weights is not None:
         stored = read_weights(weights)
+    check_python_layers(phase_layers(net, phase), path)
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         prototxt = os.path.join(folder, "net.prototxt")
         with open(prototxt, "w", encoding="utf-8") as file:
@@ -422,7 +463,7 @@ def python_layer_errors(path: str) -> Iterator[None]:
 def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     """The layers that a weights file has parameters for, and the shapes of these."""
     if not os.path.isfile(path):
-        raise UsageError(f"{path} is no file; expected weights (.caffemodel, or .caffemodel.h5).")
+        raise UsageError(f"{path or repr(path)} is no file; expected weights (.caffemodel, or .caffemodel.h5).")
     if path.endswith(".h5"):
         return read_hdf5_weights(path)
     from caffe.proto import caffe_pb2

@@ -81,12 +81,11 @@ def per_class(value: Any) -> np.ndarray:
         raise TypeError(expected) from error
     except OverflowError:
         raise ValueError(expected) from None
-    if values.size == 0 or values.size != max(values.shape, default=0):
-        raise ValueError(f"{expected}; its shape is {values.shape}")
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{expected}; its shape is {values.shape}, where (C,) is meant")
     if not (values >= 0).all() or np.isinf(values).any():
-        worst = int(np.argmin((values.ravel() >= 0) & np.isfinite(values.ravel())))
-        raise ValueError(f"{expected}; entry {worst} is {values.flat[worst]:g}")
-    values = values.ravel()
+        worst = int(np.argmin((values >= 0) & np.isfinite(values)))
+        raise ValueError(f"{expected}; entry {worst} is {values[worst]:g}")
     values.flags.writeable = False
     return values
 

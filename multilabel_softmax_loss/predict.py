@@ -127,8 +127,11 @@ def predict(
 
 
 def check_levels(levels: Any, width: int, thresholds: Optional[str], kind: Optional[str]) -> None:
-    """Thresholds fit the net in number, and were tuned on the same kind of probabilities."""
+    """Thresholds fit the net in number, and were tuned on the same kind of probabilities; one is a probability."""
     if thresholds is None:
+        low, high = (0, 1) if kind else (-np.inf, np.inf)  # what no layer made probabilities may be any numbers
+        if not low <= levels <= high:
+            raise UsageError(f"--threshold is {levels:g}; expected a number from {low} to {high}.")
         return
     if len(levels) != width:
         raise UsageError(f"{thresholds} holds {len(levels)} thresholds; expected {width}, as the net scores.")

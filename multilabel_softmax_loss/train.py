@@ -6,10 +6,8 @@ import ctypes
 import math
 import os
 import random
-import signal
 import sys
 import tempfile
-import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -19,9 +17,10 @@ import numpy as np
 
 from .blobs import InputError
 from .curves import draw_curves
-from .native import PROGRAM, UsageError, guarded
+from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
     Head,
+    check_python_layers,
     check_shapes,
     find_heads,
     period,
@@ -30,6 +29,7 @@ from .nets import (
     read_prototxt,
     read_weights,
     shortlist,
+    sources,
     unknown_name,
 )
 from .preprocessing import write_preprocessing
@@ -85,7 +85,7 @@ def run_here(arguments: Any) -> int:
             preprocessing=arguments.preprocessing,
         )
     except Diverged as error:
-        print(f"train: {error}", file=sys.stderr)
+        tell(arguments.command, str(error))
         return 1
     return 130 if summary["interrupted"] else 0
 
@@ -116,6 +116,8 @@ def train(
     param = read_prototxt(solver, "SolverParameter")
     if param.max_iter <= 0:
         raise UsageError(f"{solver} has no max_iter; expected the number of iterations to train.")
+    if k is not None and k < 1:
+        raise UsageError(f"-k is {k}; expected a whole number of at least 1.")
     prefix = os.path.basename(param.snapshot_prefix) or os.path.splitext(os.path.basename(solver))[0]
     folder = RunFolder(out or os.path.dirname(param.snapshot_prefix) or f"{os.path.splitext(solver)[0]}_run", prefix)
     if resume and not os.path.isdir(folder.path):
@@ -159,15 +161,8 @@ def train(
 def stopping() -> Iterator[List[int]]:
     """A list that is empty until this process is asked to end, by Ctrl-C or SIGTERM."""
     asked: List[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, lambda number, frame: asked.append(number))
-    try:
+    with handling(lambda number, frame: asked.append(number)):
         yield asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def say(text: str) -> None:
@@ -181,26 +176,42 @@ def say(text: str) -> None:
 def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
     """The layers of the solver's train net, and of each of its test nets, in Caffe's order."""
 
-    def layers(net: Any, phase: str, state: Any) -> List[Any]:
+    def layers(named: Tuple[str, Any], phase: str, state: Any) -> List[Any]:
+        file, net = named
+        net = type(net).FromString(net.SerializeToString())
         net.state.MergeFrom(state)
-        return phase_layers(net, phase)
+        found = phase_layers(net, phase)
+        check_python_layers(found, file)
+        check_fed(net, found, file, phase)
+        return found
 
-    def copy(net: Any) -> Any:
-        return type(net).FromString(net.SerializeToString())
-
-    common = [param.net_param] if param.HasField("net_param") else []
-    common = [read_prototxt(param.net)] if param.net else common
-    trains = [read_prototxt(param.train_net)] if param.train_net else common
-    trains = [param.train_net_param] if param.HasField("train_net_param") else trains
+    common = [(path, param.net_param)] if param.HasField("net_param") else []
+    common = [(param.net, read_prototxt(param.net))] if param.net else common
+    trains = [(param.train_net, read_prototxt(param.train_net))] if param.train_net else common
+    trains = [(path, param.train_net_param)] if param.HasField("train_net_param") else trains
     if not trains:
         raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
-    tests = [*param.test_net_param, *(read_prototxt(name) for name in param.test_net)]
+    tests = [*((path, net) for net in param.test_net_param), *((name, read_prototxt(name)) for name in param.test_net)]
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
     return (
-        layers(copy(trains[0]), "TRAIN", param.train_state),
-        [layers(copy(net), "TEST", state) for net, state in zip(tests, states)],
+        layers(trains[0], "TRAIN", param.train_state),
+        [layers(test, "TEST", state) for test, state in zip(tests, states)],
     )
+
+
+def check_fed(net: Any, layers: Sequence[Any], path: str, phase: str) -> None:
+    """Raise a UsageError where Input blobs, which stay all zero here, are all that feeds a net; warn where not all.
+
+    Zeros may be meant beside data, as the first state of a recurrent layer.
+    """
+    inputs = [*net.input, *(top for layer in layers if layer.type == "Input" for top in layer.top)]
+    if not inputs:
+        return
+    told = f"{path}: nothing feeds the Input blob {inputs[0]!r} of the {phase} net, which is all zeros."
+    if all(layer.type == "Input" for layer in sources(layers)):
+        raise UsageError(f"{told} Expected a layer that reads data, such as HDF5Data or Data, in place of the Input.")
+    print(f"{PROGRAM} train: warning: {told}", file=sys.stderr)
 
 
 def load_matching(net: Any, weights: str, path: str) -> None:
@@ -270,7 +281,8 @@ class Run:
         with open(path, "w", encoding="utf-8") as file:
             file.write(str(param))
         reseed(self.seed)
-        with python_layer_errors(self.path):
+        files = filter(None, [param.net, param.train_net, *param.test_net])
+        with python_layer_errors(" or ".join(dict.fromkeys(files)) or self.path):
             return caffe.get_solver(path)
 
     def head_of(self, number: int) -> Optional[Head]:

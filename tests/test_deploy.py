@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tiny_nets import CLASSES, OURS, SIGMOID, inner_product, listing, make_run, run_command, write_hdf5
 
 from multilabel_softmax_loss import deploy as deploy_module
-from multilabel_softmax_loss.deploy import deploy
+from multilabel_softmax_loss.deploy import deploy, parse_shape
 from multilabel_softmax_loss.native import UsageError
 from multilabel_softmax_loss.train import train
 
@@ -188,3 +188,16 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=re.escape(message)):
         deploy(str(path), "deploy.prototxt", **options)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["1,", "1,x", "1,0,2,2", "1,3,99999999999,1", f"1,{10**30}", "1,65536,65536"])
+def test_an_impossible_shape_of_the_input_is_told_in_a_sentence(text):
+    with pytest.raises(UsageError, match=f"--input-shape is '{text}'; expected "):
+        parse_shape(text)
+
+
+def test_a_net_without_a_name_is_told_in_a_sentence(tmp_path):
+    process = run_command("deploy", "", folder=tmp_path, check=2)
+    assert process.stderr == (
+        "python -m multilabel_softmax_loss deploy: error: '' cannot be read: No such file or directory.\n"
+    )

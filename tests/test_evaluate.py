@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_nets import CLASSES, OURS, SIGMOID, body, listing, make_labels, make_run, run_command, write_hdf5, write_lmdb
 
+from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.evaluate import add_arguments, net_outputs, read_thresholds, run_here
 from multilabel_softmax_loss.native import UsageError
 from multilabel_softmax_loss.nets import Head
@@ -64,8 +65,8 @@ def test_two_lmdbs_give_what_an_hdf5_file_gives(trained, tmp_path):
 def test_the_command_prints_a_table_and_writes_json_thresholds_and_a_picture(trained, tmp_path):
     (tmp_path / "classes.txt").write_text("".join(f"class {k}\n" for k in range(CLASSES)))
     process = run_command(
-        *("evaluate", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
-        *("-k", 1, 3, "--classes", "classes.txt"),
+        *("evaluate", "-k", "1,3", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
+        *("--classes", "classes.txt"),
         *("--json", "e.json", "--picture", "e.png", "--tune-thresholds", "t.json"),
         folder=tmp_path,
         check=0,
@@ -233,6 +234,30 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(trained, tmp_path, m
     with pytest.raises(UsageError, match=re.escape(message)):
         evaluate(trained, *words, *outputs)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        pytest.param(
+            ["-k", "1", "3", "net.prototxt", "w.caffemodel"],
+            "unrecognized arguments: w.caffemodel; several K are one word, as in -k 1,3",
+            id="before the net",
+        ),
+        pytest.param(
+            ["net.prototxt", "w.caffemodel", "-k", "1", "3"],
+            "unrecognized arguments: 3; several K are one word, as in -k 1,3",
+            id="after it",
+        ),
+        pytest.param(["n", "w", "-k", "1,b"], "argument -k: '1,b'; expected whole numbers such as 1,3", id="words"),
+        pytest.param(["n", "w", "--kk"], "unrecognized arguments: --kk", id="another option"),
+    ],
+)
+def test_several_k_are_one_word(capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *words])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f"python -m multilabel_softmax_loss evaluate: error: {message}\n")
 
 
 def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_path):

@@ -314,6 +314,21 @@ def test_a_tolerance_is_a_positive_number(value, name):
         check_function(loss, gradient, X, tolerance=value)
 
 
+@pytest.mark.parametrize("changes, error, match", [
+    pytest.param({"seed": -1}, ValueError, "seed is -1; expected a whole number from 0 to 2147483647", id="seed"),
+    pytest.param({"seed": 1.5}, ValueError, "seed is 1.5; expected a whole number", id="fractional seed"),
+    pytest.param({"loss": 3.0}, TypeError, "loss is 3.0; expected a function", id="no function"),
+    pytest.param({"gradient": None}, TypeError, "gradient is None; expected an array of real", id="no gradient"),
+    pytest.param({"x": None}, TypeError, "x is None; expected an array of real numbers", id="no x"),
+    pytest.param({"x": ["a"]}, TypeError, r"x is \['a'\]; expected an array of real numbers", id="words"),
+    pytest.param({"x": [[0.0, np.nan]]}, ValueError, r"x has nan at \[0, 1\]; expected numbers", id="nan"),
+    pytest.param({"x": np.zeros((0, 3))}, ValueError, r"x is empty, of shape \(0, 3\)", id="empty"),
+])  # fmt: skip
+def test_bad_arguments_are_errors_and_no_findings(changes, error, match):
+    with pytest.raises(error, match=match):
+        check_function(**{"loss": loss, "gradient": gradient, "x": X, **changes})
+
+
 # ---- the parts -------------------------------------------------------------------------------------------------------
 
 

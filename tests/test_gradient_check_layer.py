@@ -206,6 +206,8 @@ def test_learnable_blobs_are_checked_at_the_values_given():
     ({"wrt": (2,)}, ValueError, r"wrt is \(2,\); expected indices of the 2 bottoms"),
     ({"loss_weight": 0}, ValueError, "expected one that is not 0"),
     ({"tolerance": -1}, ValueError, "tolerance is -1; expected a positive number"),
+    ({"seed": -1}, ValueError, "seed is -1; expected a whole number from 0 to"),
+    ({"bottoms": [None]}, TypeError, r"bottoms\[0\] is None; expected an array of real numbers"),
 ])  # fmt: skip
 def test_bad_arguments_are_errors(arguments, error, match):
     right = {"module": "layer_zoo", "layer": "SoftmaxLoss", "bottoms": Cage(layer_zoo.SoftmaxLoss).bottoms(2)}
@@ -221,6 +223,29 @@ def test_a_check_takes_as_many_forwards_as_promised(monkeypatch, clock, shape, f
     assert_gradient(check_layer("layer_zoo", "SoftmaxLoss", scores_and_labels(shape)))
     assert clock.now < limit
     assert time.process_time() - started < 20 * limit  # with what the checker itself computes, on a slow machine
+
+
+@pytest.mark.parametrize("text, match", [
+    ("raise SystemExit(3)", r"cannot be imported: SystemExit: 3 \(odd_module.py, line 1\)"),
+    ("import nothing_of_that_name", "cannot be imported: No module named 'nothing_of_that_name'"),
+    ("import sys\nsys.no_such_name", r"cannot be imported: AttributeError: .* \(odd_module.py, line 2\)"),
+    ("def f(:", r"cannot be imported: SyntaxError: .* \(odd_module.py, line 1\)"),
+    ("class OddLayers: pass", "has no class 'OddLayer'; did you mean 'OddLayers'?"),
+])  # fmt: skip
+def test_a_module_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch, text, match):
+    (tmp_path / "odd_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_module", raising=False)
+    with pytest.raises(ImportError, match=match):
+        check_layer("odd_module", "OddLayer", [np.zeros((2, 3))])
+
+
+@pytest.mark.parametrize("method", ["setup", "reshape", "forward", "backward"])
+def test_a_layer_that_calls_sys_exit_is_a_finding(monkeypatch, method):
+    monkeypatch.setattr(layer_zoo.SoftmaxLoss, method, lambda *arguments: sys.exit(0), raising=False)
+    report = check(Cage(layer_zoo.SoftmaxLoss), 4)
+    assert report.verdict == "fail"
+    assert report.findings[-1].startswith(("raises: SystemExit: 0", f"raises-in-{method}: SystemExit: 0"))
 
 
 # ---- whole nets ------------------------------------------------------------------------------------------------------
@@ -297,14 +322,34 @@ def test_a_loss_without_loss_weight_is_pointed_out(tmp_path):
     assert checked.reports["loss"].verdict == "pass"
 
 
-@pytest.mark.parametrize("layer, name", [
-    ("RaisesInSetup", "raises-in-setup"),
-    ("RaisesInForward", "raises-in-forward"),
-])  # fmt: skip
-def test_a_layer_that_raises_in_a_net_is_the_finding(tmp_path, layer, name):
-    checked = check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
-    assert checked.reports["loss"].names == [name]
+def test_a_layer_that_raises_in_the_net_is_the_finding(tmp_path):
+    checked = check_net(written(tmp_path, "RaisesInForward"), fill={"x": "gaussian", "y": "multihot"})
+    assert checked.reports["loss"].names == ["raises-in-forward"]
     assert checked.verdict == "fail"
+
+
+@pytest.mark.parametrize("layer, method", [("RaisesInSetup", "setup"), ("RaisesInReshape", "reshape")])
+def test_a_layer_that_keeps_a_net_from_being_built_is_an_error(tmp_path, layer, method):
+    with pytest.raises(ValueError, match=f"net.prototxt: layer 'loss' raises in {method}: "):
+        check_net(written(tmp_path, layer), fill={"x": "gaussian", "y": "multihot"})
+
+
+@pytest.mark.parametrize("layer, changes, status, says", [
+    pytest.param("RaisesInReshape", {}, 2, "layer 'loss' raises in reshape: ", id="reshape"),
+    pytest.param("RaisesInForward", {}, 2, "raises-in-forward", id="forward"),
+    pytest.param("RaisesInBackward", {}, 1, "raises-in-backward", id="backward"),
+    pytest.param("RaisesInForward", {"ScaleAndShift": "ScaleAveraged"}, 1, "wrong-factor", id="one wrong, one raises"),
+    pytest.param("MultilabelSoftmaxLossLayer", {"dim: 8 dim: 10": "dim: 8 dim: 9"}, 2,
+                 "bottom[1] (labels) has shape (8, 9); expected (8, 10)", id="shapes"),
+])  # fmt: skip
+def test_only_a_wrong_gradient_is_status_1(tmp_path, layer, changes, status, says):
+    path = Path(written(tmp_path, layer))
+    for old, new in changes.items():
+        path.write_text(path.read_text().replace(old, new))
+    code, shown, errors = command(path, *FILL)
+    assert code == status
+    assert says in shown + errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("fill, match", [
@@ -366,7 +411,8 @@ def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, say
 @pytest.mark.parametrize("old, new, error, match", [
     pytest.param("num_output: 10", "num_output 10", ValueError, 'is no net: .*Expected ":"', id="syntax"),
     pytest.param("num_output:", "number:", ValueError, 'no field named "number"', id="field"),
-    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ImportError, "cannot be imported", id="module"),
+    pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ValueError,
+                 "net.prototxt: layer 'scale': python_param .* cannot be imported: No module named 'lay", id="module"),
 ])  # fmt: skip
 def test_a_net_that_makes_no_sense_is_an_error(tmp_path, old, new, error, match):
     with pytest.raises(error, match=match):
@@ -385,11 +431,13 @@ def test_layers_and_files_that_are_not_there_are_errors(tmp_path):
 @pytest.mark.parametrize("arguments, says", [
     (["net.prototxt", "--fill", "x"], "expected BLOB=KIND"),
     (["net.prototxt", "--tolerance", "0"], "expected a positive number"),
+    (["net.prototxt", "--seed", "-5"], "seed is -5; expected a whole number from 0 to"),
 ])  # fmt: skip
 def test_bad_usage_is_status_2(tmp_path, arguments, says):
     written(tmp_path)
     code, _, errors = command(*arguments, cwd=tmp_path)
     assert code == 2
+    assert errors.startswith("python -m multilabel_softmax_loss check-gradient: error: ")
     assert says in errors
 
 
@@ -401,3 +449,4 @@ def test_the_command_line_explains_itself(capsys):
     assert stopped.value.code == 0
     assert "example:" in capsys.readouterr().out
     assert main([]) == 2
+    assert "\npython -m multilabel_softmax_loss: error: expected a command: train, " in capsys.readouterr().err

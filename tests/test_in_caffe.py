@@ -395,6 +395,9 @@ def test_shapes_that_differ_are_named_also_after_a_reshape():
     )
     with pytest.raises(ValueError, match=message):
         loss_net({"scores": random_scores((4, 6)), "labels": random_labels((4, 5))})
+    hint = r', or, for class indices, \(4, 1\) and label_format "indices"\.\n    Change'
+    with pytest.raises(ValueError, match=hint):
+        loss_net({"scores": random_scores((4, 6)), "labels": np.zeros((4, 1, 1, 1))})
     net = small_net()
     net.forward()
     net.blobs["scores"].reshape(4, 6)

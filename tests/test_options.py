@@ -64,6 +64,8 @@ def test_options_are_frozen():
         ('{"class_weight": [1, -2]}', r"option 'class_weight' = \[1, -2\]; expected .*; entry 1 is -2"),
         ('{"class_weight": []}', r"option 'class_weight' = \[\]; expected a list of finite numbers >= 0"),
         ('{"class_weight": [[1, 2], [3, 4]]}', r"its shape is \(2, 2\)"),
+        ('{"class_weight": [[1, 2, 3]]}', r"one per class, .*; its shape is \(1, 3\), where \(C,\) is meant"),
+        ('{"class_weight": [[1], [2]]}', r"its shape is \(2, 1\), where \(C,\) is meant"),
         ('{"class_weight": "missing.npy"}', "expected a readable file of one number per class .*missing.npy"),
         ('{"axis": 1, "axis": 2}', "option 'axis' twice"),
         ("{'axis': 1, 'axis': 2}", "option 'axis' twice"),
@@ -138,6 +140,14 @@ def test_a_torn_or_foreign_file_of_weights_is_refused(tmp_path, name, content):
     with pytest.raises(
         ValueError, match="option 'class_weight' = .*; expected a readable file of one number per class"
     ):
+        SoftmaxOptions(class_weight=str(path))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), ()])
+def test_a_file_of_weights_has_one_axis(tmp_path, shape):
+    path = tmp_path / "w.npy"
+    np.save(path, np.ones(shape))
+    with pytest.raises(ValueError, match=r"its shape is \(.*\), where \(C,\) is meant"):
         SoftmaxOptions(class_weight=str(path))
 
 

@@ -87,8 +87,8 @@ def test_top_k_threshold_and_thresholds_per_class(folder):
 
 def test_at_least_one_never_gives_an_empty_answer(folder):
     words = ("deploy.prototxt", "net.caffemodel", ["a.png", "b.png"])
-    assert [answer["labels"] for answer in predict(*words, threshold=1.1)] == [[], []]
-    for answer in predict(*words, threshold=1.1, at_least_one=True):
+    assert [answer["labels"] for answer in predict(*words, threshold=1.0)] == [[], []]
+    for answer in predict(*words, threshold=1.0, at_least_one=True):
         ((k, _),) = scores_of(answer).items()
         assert k == int(np.argmax(expected_probs(answer["image"])))
 
@@ -157,10 +157,13 @@ def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_p
         pytest.param({"images": ["a.png", "no.png"]}, "no.png is no file; expected an image", id="no image"),
         pytest.param({"images": ["a.png", "torn.png"]}, "torn.png is torn, or no image", id="torn image"),
         pytest.param({"images": ["classes.txt"]}, "classes.txt is torn, or no image", id="foreign image"),
+        pytest.param({"net": ""}, "'' cannot be read", id="empty name"),
         pytest.param({"net": "no.prototxt"}, "no.prototxt cannot be read", id="no net"),
         pytest.param({"weights": "classes.txt"}, "classes.txt is torn, or no weights file", id="foreign weights"),
         pytest.param({"classes": "two.txt"}, "two.txt names 2 classes; expected 6", id="class names"),
         pytest.param({"top_k": 7}, "--top-k is 7; expected 1 to 6", id="k"),
+        pytest.param({"threshold": 2.0}, "--threshold is 2; expected a number from 0 to 1", id="threshold"),
+        pytest.param({"threshold": float("nan")}, "--threshold is nan; expected a number", id="nan as threshold"),
         pytest.param({"at_least_one": True}, "--at-least-one needs --threshold", id="nothing to be at least one of"),
         pytest.param({"thresholds": "sigmoid.json"}, "tuned on sigmoid probabilities", id="activation"),
         pytest.param({"thresholds": "short.json"}, "holds 2 thresholds; expected 6", id="number of thresholds"),

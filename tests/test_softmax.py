@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import reference_softmax
 
-from multilabel_softmax_loss import assert_gradient, check_function, softmax_cross_entropy
+from multilabel_softmax_loss import assert_gradient, check_function, sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.blobs import Layout
 from multilabel_softmax_loss.options import SoftmaxOptions
 from multilabel_softmax_loss.softmax import evaluate_softmax
@@ -391,6 +391,15 @@ def test_the_loss_alone_allocates_blocks_only(peak_bytes):
     [
         (np.zeros((8, 21)), np.zeros((8, 20)), r"labels has shape \(8, 20\); expected \(8, 21\), the shape of scores"),
         (np.zeros((8, 21)), np.zeros((21, 8)), r"labels has shape \(21, 8\); expected \(8, 21\)"),
+        (np.zeros((8, 21)), np.zeros(8), r'of scores, or, for class indices, \(8, 1\) and label_format "indices"$'),
+        (
+            np.zeros((8, 21)),
+            np.zeros((8, 1)),
+            r'of scores, or, for class indices, \(8, 1\) and label_format "indices"$',
+        ),
+        (np.zeros((8, 3, 2, 2)), np.zeros((8, 2, 2)), r'for class indices, \(8, 1, 2, 2\) and label_format "indices"$'),
+        (np.zeros((8, 21)), np.zeros((8, 2)), r"the shape of scores$"),
+        (np.zeros((8, 3, 2, 2)), np.zeros(8), r"the shape of scores$"),
         (np.zeros(8), np.zeros(8), r"scores has shape \(8,\); expected a class axis 1"),
         (np.zeros((8, 0)), np.zeros((8, 0)), r"at least one class"),
         ([[0, 1]], [[0, -1]], r"labels has -1 at sample 0, class 1; expected finite labels >= 0"),
@@ -475,6 +484,16 @@ def test_arrays_of_other_things_are_type_errors():
         softmax_cross_entropy([["a"]], [[1]])
     with pytest.raises(TypeError, match="labels have dtype complex128"):
         softmax_cross_entropy([[1.0]], [[1j]])
+
+
+@pytest.mark.parametrize("name", ["scores", "labels", "sample_weight"])
+@pytest.mark.parametrize("mask", [False, [[True, False]] * 2], ids=["nothing masked", "masked"])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_a_mask_is_not_lost_silently(loss, name, mask):
+    arrays = {"scores": np.zeros((2, 2)), "labels": np.eye(2), "sample_weight": np.ones((2, 1))}
+    arrays[name] = np.ma.array(arrays[name], mask=np.broadcast_to(mask, (2, 2))[:, : arrays[name].shape[1]])
+    with pytest.raises(TypeError, match="are a masked array, .* ignore_label, .* sample_weight of 0$"):
+        loss(**arrays)
 
 
 def test_nonfinite_scores_pass_where_nothing_counts_them():

@@ -27,7 +27,8 @@ from tiny_nets import (
     write_solver,
 )
 
-from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.curves import smoothed
+from multilabel_softmax_loss.native import UsageError, run_reporting
 from multilabel_softmax_loss.train import Diverged, add_arguments, run_here, train
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
@@ -123,7 +124,8 @@ KILL_LOOP = """
 import glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
-from multilabel_softmax_loss.native import UsageError
+from multilabel_softmax_loss.curves import smoothed
+from multilabel_softmax_loss.native import UsageError, run_reporting
 from multilabel_softmax_loss.train import train
 
 solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -202,11 +204,74 @@ def test_killing_the_command_ends_its_child_and_resuming_goes_on(tmp_path):
     assert len(rows_of(tmp_path / "run")) == stopped
 
 
-def wait_for(condition, seconds=600):
+def loaded(process, library):
+    """Whether a process has loaded a shared library of this name."""
+    return library in Path(f"/proc/{process}/maps").read_text()
+
+
+def child_of(process):
+    """The first child of a process, or None."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(children[0]) if children else None
+
+
+@pytest.mark.skipif(
+    not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"), reason="looks into Linux's /proc"
+)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(lambda command: loaded(command, "/numpy/"), id="the command loads NumPy"),
+        pytest.param(child_of, id="its child begins"),
+        pytest.param(lambda command: child_of(command) and loaded(child_of(command), "/numpy/"), id="it loads NumPy"),
+        pytest.param(lambda command: child_of(command) and loaded(child_of(command), "_caffe"), id="it loads Caffe"),
+    ],
+)
+@pytest.mark.parametrize("to_all", [True, False], ids=["of a terminal", "to the command alone"])
+def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, moment, to_all):
+    make_run(tmp_path, max_iter=100000)
+    before = listing(tmp_path)
+    words = [sys.executable, "-m", "multilabel_softmax_loss", "train", "solver.prototxt", "--out", "run"]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: moment(process.pid), pause=0.001)
+    if to_all:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert said == ""
+    assert listing(tmp_path) == before
+
+
+def test_a_full_disk_is_told_in_a_sentence(capsys):
+    def run(arguments):
+        raise OSError(28, "No space left on device", "scores.json")
+
+    assert run_reporting(run, argparse.Namespace(command="evaluate")) == 2
+    expected = "evaluate: error: [Errno 28] No space left on device: 'scores.json'.\n"
+    assert capsys.readouterr().err == f"python -m multilabel_softmax_loss {expected}"
+
+
+def test_ctrl_c_waits_until_a_file_is_whole(tmp_path):
+    code = """import os, signal
+from multilabel_softmax_loss.nets import replacing
+signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+with replacing("file.txt") as temporary, open(temporary, "w") as file:
+    os.kill(os.getpid(), signal.SIGINT)
+    file.write("all of it")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 130
+    assert listing(tmp_path) == {"file.txt": b"all of it"}
+
+
+def wait_for(condition, seconds=600, pause=0.01):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def cut(data):
@@ -249,7 +314,7 @@ def test_nan_ends_the_run_naming_the_iteration_and_keeps_the_last_good_snapshot(
     text = Path(solver).read_text().replace('"Adam"', '"SGD"').replace("base_lr: 0.02", "base_lr: 1e38")
     Path(solver).write_text(text)
     process = run_command("train", solver, "--out", "run", folder=tmp_path, check=1)
-    assert "iteration 1: " in process.stderr
+    assert process.stderr.startswith("python -m multilabel_softmax_loss train: error: iteration 1: ")
     assert "The last good snapshot is kept: run/tiny_iter_" in process.stderr
     kept = process.stderr.split("is kept: ")[1].split(" ")[0].rstrip(".")
     assert all(np.isfinite(values).all() for values in weights_of(tmp_path / kept).values())
@@ -290,6 +355,17 @@ def test_history_and_curves_hold_losses_and_test_metrics(tmp_path):
     assert summary["best"]["iteration"] == int(best["iteration"])
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "run" / "best.json").read_text()) == summary["best"]
+
+
+def test_the_running_mean_starts_with_the_first_loss_and_runs_neither_late_nor_high():
+    falling = 10.0 - 0.01 * np.arange(1000)
+    assert smoothed(falling)[:975] == pytest.approx(falling[:975], rel=1e-12)
+    noise = np.random.RandomState(0).randn(1000)
+    assert smoothed(noise)[50:950].std() < 0.25  # 51 values each: a seventh
+    assert smoothed(noise)[0] == noise[0]
+    assert smoothed(noise)[-1] == pytest.approx(noise[-26:].mean())
+    assert list(smoothed([3.0])) == [3.0]
+    assert list(smoothed([])) == []
 
 
 def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
@@ -341,14 +417,28 @@ def test_quiet_when_piped(tmp_path):
         pytest.param({"solver.prototxt": None}, (), "solver.prototxt cannot be read: No such file", id="no solver"),
         pytest.param({"solver.prototxt": "nett: 1"}, (), 'SolverParameter" has no field named "nett"', id="foreign"),
         pytest.param({"solver.prototxt": 'net: "n.prototxt" max_iter: 1'}, (), "n.prototxt cannot", id="no net"),
-        pytest.param({"train_val.prototxt": ("LossLayer", "Loss")}, (), "MultilabelSoftmaxLoss'", id="layer"),
+        pytest.param(
+            {"train_val.prototxt": ("LossLayer", "Loss")},
+            (),
+            "train_val.prototxt: layer 'loss': module 'multilabel_softmax_loss' has no class 'MultilabelSoftmaxLoss'; "
+            "did you mean 'MultilabelSoftmaxLossLayer'?",
+            id="class",
+        ),
+        pytest.param(
+            {"train_val.prototxt": ('module: "multilabel', 'module: "multilable')},
+            (),
+            "train_val.prototxt: layer 'loss': python_param { module: 'multilable_softmax_loss' } cannot be imported: "
+            "No module named 'multilable_softmax_loss'. Install it, or add its folder to PYTHONPATH.",
+            id="module",
+        ),
         pytest.param(
             {"train_val.prototxt": ("num_output: 6", "num_output: 7")},
             (),
-            "bottom[1] (labels) has shape (8, 6); expected (8, 7)",
+            "train_val.prototxt: MultilabelSoftmaxLossLayer: bottom[1] (labels) has shape (8, 6); expected (8, 7)",
             id="label width",
         ),
         pytest.param({}, ("--best-by", "mAPP"), "no test metric 'mAPP'; did you mean 'mAP'?", id="metric"),
+        pytest.param({}, ("-k", "0"), "-k is 0; expected a whole number of at least 1.", id="k"),
         pytest.param({}, ("--resume",), "run is no folder; expected the --out of the run", id="nothing to resume"),
         pytest.param({}, ("--weights", "train.h5"), "no weights file", id="foreign weights"),
     ],
@@ -390,6 +480,82 @@ def test_a_native_abort_is_a_sentence_with_caffes_reason(tmp_path, name, old, ne
     assert len(process.stderr.splitlines()) == 1
     assert listing(tmp_path) == before
     assert not (tmp_path / "run").exists()
+
+
+INPUT = 'layer { name: "%s" type: "Input" top: "%s" input_param { shape { dim: 8 dim: %d } } }\n'
+
+
+def test_a_net_that_nothing_feeds_is_refused(tmp_path):
+    solver = make_run(tmp_path, test=False)
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(INPUT % ("data", "data", 5) + INPUT % ("label", "label", 6) + body() + OURS % "")
+    before = listing(tmp_path)
+    message = "train_val.prototxt: nothing feeds the Input blob 'data' of the TRAIN net, which is all zeros. Expected"
+    with pytest.raises(UsageError, match=message):
+        train(solver, out=str(tmp_path / "run"))
+    fields = 'input: "data" input: "label" input_shape { dim: 8 dim: 5 } input_shape { dim: 8 dim: 6 }\n'
+    net.write_text(fields + body() + OURS % "")
+    before["train_val.prototxt"] = net.read_bytes()
+    with pytest.raises(UsageError, match=message):
+        train(solver, out=str(tmp_path / "run"))
+    assert listing(tmp_path) == before
+
+
+def test_a_test_net_that_nothing_feeds_is_refused(tmp_path):
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    rule = " include { phase: TEST } input_param"
+    inputs = (INPUT % ("x", "data", 5) + INPUT % ("y", "label", 6)).replace(" input_param", rule)
+    net.write_text(inputs + net.read_text().replace("phase: TEST }", 'phase: TEST stage: "never" }'))
+    with pytest.raises(UsageError, match="nothing feeds the Input blob 'data' of the TEST net"):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_zeros_beside_data_are_a_warning(tmp_path, capsys, no_pictures):
+    solver = make_run(tmp_path, test=False, max_iter=1)
+    net = tmp_path / "train_val.prototxt"
+    silence = 'layer { name: "silence" type: "Silence" bottom: "state" }\n'
+    net.write_text(net.read_text() + INPUT % ("state", "state", 5) + silence)
+    train(solver, out=str(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "train: warning: " in said
+    assert "nothing feeds the Input blob 'state' of the TRAIN net, which is all zeros.\n" in said
+
+
+EXITS = """import caffe, sys
+
+class Exits(caffe.Layer):
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        pytest.param(EXITS, "a Python layer called sys.exit(0) (", id="in forward"),
+        pytest.param(EXITS.replace("        pass", "        sys.exit()", 1), "called sys.exit(None) (", id="in setup"),
+        pytest.param(f"import sys; sys.exit(7)\n{EXITS}", "SystemExit: 7 (exits.py, line 1)", id="in its module"),
+        pytest.param(f"1 / 0\n{EXITS}", "ZeroDivisionError: division by zero (exits.py, line 1)", id="error"),
+        pytest.param("class Exits:\npass", "(exits.py, line 2)", id="syntax"),
+    ],
+)
+def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(tmp_path, module, message):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "exits.py").write_text(module)
+    net = tmp_path / "train_val.prototxt"
+    watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "exits" layer: "Exits" } }\n'
+    net.write_text(net.read_text() + watch)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
+    assert process.stderr.startswith("python -m multilabel_softmax_loss train: error: ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, no_pictures):

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from multilabel_softmax_loss.curves import smoothed
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 STYLE = {
@@ -24,12 +26,9 @@ STYLE = {
 
 def draw_curves(path, history, name, labels):
     """The loss of that name (left) and test mAP (right) against the iteration, written to `path` as PNG."""
-    train_loss = np.array(history["train_loss"])
-    window = max(1, len(train_loss) // 40)
-    smooth = np.convolve(train_loss, np.full(window, 1 / window), mode="valid")
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-        left.plot(np.arange(window, len(train_loss) + 1), smooth, color=BLUE, label="training")
+        left.plot(smoothed(history["train_loss"]), color=BLUE, label="training")
         left.plot(history["iteration"], history["test_loss"], "o-", color=ORANGE, markersize=4, label="test")
         if name == "softmax":
             # Cross-entropy cannot fall below the entropy of its target: log M for M labels of 1/M.
