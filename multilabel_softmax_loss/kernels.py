@@ -1089,11 +1089,11 @@ def as_rows(batch: Batch) -> Batch:
     layout = batch.layout
     shape = layout.outer * layout.classes, layout.inner
     return batch._replace(
+        scores=batch.scores.reshape(shape),
+        labels=batch.labels.reshape(shape),
+        gradient=None if batch.gradient is None else batch.gradient.reshape(shape),
+        probs=None if batch.probs is None else batch.probs.reshape(shape),
         layout=Layout(shape, shape, None, batch.options.on_axis(1)),
-        **{
-            name: None if getattr(batch, name) is None else getattr(batch, name).reshape(shape)
-            for name in ("scores", "labels", "gradient", "probs")
-        },
     )
 
 
