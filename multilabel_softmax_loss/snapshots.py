@@ -187,9 +187,10 @@ def set_learned_net(state: str, weights: str) -> None:
     if state.endswith(".h5"):
         import h5py
 
+        name = os.fsencode(weights)
         with h5py.File(state, "r+") as file:
             del file["learned_net"]
-            file["learned_net"] = np.bytes_(weights)
+            file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads on to the terminating zero
         return
     from caffe.proto import caffe_pb2
 

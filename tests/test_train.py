@@ -29,6 +29,7 @@ from tiny_nets import (
 
 from multilabel_softmax_loss.curves import smoothed
 from multilabel_softmax_loss.native import UsageError, run_reporting
+from multilabel_softmax_loss.snapshots import set_learned_net
 from multilabel_softmax_loss.train import Diverged, add_arguments, run_here, train
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
@@ -98,6 +99,19 @@ def test_weights_after_resuming_are_bit_identical(tmp_path, make, no_pictures):
     else:
         assert same_weights(tmp_path / "whole" / name, summary["weights"])
     assert rows_of(tmp_path / "whole", "seconds") == rows_of(tmp_path / "moved", "seconds")
+
+
+def test_the_name_of_the_weights_in_a_state_of_hdf5_ends_with_a_zero(tmp_path):
+    import h5py
+
+    path = str(tmp_path / "tiny.solverstate.h5")
+    with h5py.File(path, "w") as file:
+        file["learned_net"] = np.bytes_("before")
+    set_learned_net(path, "/runs/é/tiny.caffemodel.h5")
+    with h5py.File(path, "r") as file:
+        name = file["learned_net"]
+        assert name[()] == "/runs/é/tiny.caffemodel.h5".encode()
+        assert name.id.get_type().get_size() == len(name[()]) + 1  # where it ends for Caffe, which does not ask
 
 
 def test_resuming_without_putting_the_cursor_back_would_show(tmp_path, monkeypatch, no_pictures):
