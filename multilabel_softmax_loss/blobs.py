@@ -148,7 +148,8 @@ class Layout:
 
     def view(self, array: np.ndarray, width: int) -> np.ndarray:
         """`array` as (outer, width) or (outer, width, inner); no copy where it is C-contiguous."""
-        return array.reshape(self.shape(width))
+        shape = self.shape(width)
+        return array if array.shape == shape else array.reshape(shape)
 
     def view_weight(self, weight: np.ndarray) -> np.ndarray:
         """Sample weights as (outer, 1) or (outer, 1, inner), each sample's repeated over its positions."""

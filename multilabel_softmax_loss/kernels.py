@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .blobs import Layout
 from .losses import Batch, Losses
 from .targets import affine_targets, sigmoid_terms
-from .threads import Team, count_threads, enter, leave, next_part
+from .threads import COUNT, PARTS, SHARED_ENTRIES, Team, count_threads, enter, leave, next_part
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.
 FAST = {"reassoc", "nsz", "contract"}
@@ -64,12 +63,14 @@ SMALLEST_SUM = math.exp(-600)
 SMALLEST_LOSS = 1e-4  # below, what is left of log(sum) - s has few digits of its own
 QUICK = int(np.float32(64).view(np.int32))  # scores beyond +-64 are too far apart for float32
 RUN = 512  # the product of so many numbers up to 2 is a double
-LONG = 64  # places of a class that make a row worth its overhead
+SHORT = 64  # rows of fewer classes are turned, if there are at least so many rows
 FEW = 8  # the quick way is for at most one labelled class in so many
-PLACES = 512  # at most so many positions are treated side by side
-TILE_ENTRIES = 1 << 13  # and so many exponentials, 64 KiB
+PLACES = 1024  # at most so many positions are treated side by side
+TILE_ENTRIES = 1 << 15  # and so many exponentials, 256 KiB, in the second-level cache
 
 ZERO, ONE = np.float32(0), np.float32(1)
+HALF_ROOT_BITS = int(np.float64(math.sqrt(0.5)).view(np.int64))
+MANTISSA = (1 << 52) - 1
 MAGNITUDE = np.int32(0x7FFFFFFF)  # the bits of a float32 but for its sign
 LOG2_E_32, LN_2_32 = np.float32(LOG2_E), np.float32(0.693359375)  # the latter times an integer is exact
 LN_2_REST = np.float32(LN_2 - 0.693359375)
@@ -88,20 +89,23 @@ C0, C1, C2, C3, C4, C5, C6, C7 = exp_polynomial(7)
 _, B1, B2, B3, B4, B5 = (np.float32(c) for c in exp_polynomial(5))
 
 
-def log_polynomial() -> tuple:
-    """c with log(1 + e) = 2u (1 + u^2 (c_0 + c_1 u^2 + ...)), u = e / (2 + e) <= 1/3, to 1e-12 relative."""
+def arctanh_polynomial(highest: float, degree: int) -> List[float]:
+    """c with arctanh(u) = u (1 + u^2 (c_0 + c_1 u^2 + ...)) for u up to `highest`."""
     chebyshev = np.polynomial.chebyshev
-    square = 1 / 18  # u^2 is between 0 and twice this; x between -1 and 1
+    square = highest**2 / 2  # u^2 is between 0 and twice this; x between -1 and 1
 
     def rest(x: np.ndarray) -> np.ndarray:
         u = np.sqrt(square * (1 + x))
         return (np.arctanh(u) / u - 1) / u**2
 
-    series = np.polynomial.Polynomial(chebyshev.cheb2poly(chebyshev.chebinterpolate(rest, 7)))
-    return tuple(float(c) for c in series(np.polynomial.Polynomial([-1, 1 / square])).coef)
+    series = np.polynomial.Polynomial(chebyshev.cheb2poly(chebyshev.chebinterpolate(rest, degree)))
+    return [float(c) for c in series(np.polynomial.Polynomial([-1, 1 / square])).coef]
 
 
-D0, D1, D2, D3, D4, D5, D6, D7 = log_polynomial()
+# log(1 + e) = 2 arctanh(u), u = e / (2 + e) <= 1/3, to 1e-12 relative.
+D0, D1, D2, D3, D4, D5, D6, D7 = arctanh_polynomial(1 / 3, 7)
+# log(m) = 2 arctanh(u), u = (m - 1) / (m + 1), sqrt(1/2) <= m < sqrt(2), to 1e-13.
+E0, E1, E2, E3, E4, E5 = arctanh_polynomial((math.sqrt(2) - 1) ** 2, 5)
 
 
 @intrinsic
@@ -150,6 +154,18 @@ def exp(x):
     r = x - (shifted - ROUND) * LN_2
     power = 1.0 + r * (C0 + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * (C6 + r * C7)))))))
     return np.int64(np.float64(power).view(np.int64) + (np.float64(shifted).view(np.int64) << 52)).view(np.float64)
+
+
+@inlined
+def log(x):
+    """The natural logarithm of a normal double > 0, without a branch; what it returns for others means nothing."""
+    bits = np.float64(x).view(np.int64) - HALF_ROOT_BITS
+    whole = bits >> 52
+    m = np.int64((bits & MANTISSA) + HALF_ROOT_BITS).view(np.float64)
+    u = (m - 1.0) / (m + 1.0)
+    v = u * u
+    arctanh = u + u * v * (E0 + v * (E1 + v * (E2 + v * (E3 + v * (E4 + v * E5)))))
+    return whole * LN_2 + 2.0 * arctanh
 
 
 @inlined
@@ -214,14 +230,12 @@ def position(
         total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform
     )
     weight = weight if counted else 0.0
-    expected = scale * dot
-    if background != 0:
-        expected += background * score_dot
-    if weight == 0:
-        return 0.0 if highest < HIGHEST and exp_sum < np.inf else np.nan, 0.0, 0.0, 0.0, 0.0
-    loss = mass * math.log(exp_sum) - expected
-    exact = highest < HIGHEST and exp_sum > SMALLEST_SUM and loss >= SMALLEST_LOSS * mass and loss < np.inf
-    return weight * loss if exact else np.nan, weight, weight * mass / exp_sum, weight * scale, weight * background
+    loss = mass * log(exp_sum) - (scale * dot + (background * score_dot if background != 0 else 0.0))
+    whole = (highest < HIGHEST) & (exp_sum < np.inf) & (scale < np.inf)
+    exact = whole & (exp_sum > SMALLEST_SUM) & (loss >= SMALLEST_LOSS * mass) & (loss < np.inf)
+    loss = weight * loss if exact else np.nan
+    share = weight * mass / exp_sum if exp_sum > 0 else 0.0
+    return loss if weight > 0 else 0.0 if whole else np.nan, weight, share, weight * scale, weight * background
 
 
 # The quick way of a row. `listed` has the classes with a label, `amounts` w y and `factors` 1 of each of them; both are
@@ -408,15 +422,8 @@ def dense_rows(
 # Places side by side. The sums of a tile's places lie in one array at fixed distances, so that LLVM need not check
 # whether many arrays overlap: beyond a few it gives up SIMD.
 
-EXP_SUM = 0
-TOTAL = PLACES
-DOT = 2 * PLACES
-POSITIVES = 3 * PLACES
-KNOWN = 4 * PLACES
-WEIGHTED_TOTAL = 5 * PLACES
-WEIGHTED_KNOWN = 6 * PLACES
-SCORE_DOT = 7 * PLACES
-SHARE, SCALE, BACKGROUND = 0, PLACES, 2 * PLACES
+EXP_SUM, TOTAL, DOT, POSITIVES, KNOWN, WEIGHTED_TOTAL, WEIGHTED_KNOWN, SCORE_DOT = range(0, 8 * PLACES, PLACES)
+WEIGHT, LOSS, SHARE, SCALE, BACKGROUND, END = range(8 * PLACES, 14 * PLACES, PLACES)
 
 
 @inlined
@@ -470,19 +477,38 @@ def add_class(scores, labels, w, ignoring, ignore_label, exps, sums):
 
 
 @inlined
-def write_plain_slopes(exps, labels, factors, gradient):
+def finish(sums, highest, parts, smoothing, uniform, first, sample_weight, losses, weights):
+    """From the sums of a tile to its losses and weights, which are written from `first` on, and factors."""
     use_wide_vectors()
-    for j in range(len(labels)):
-        gradient[j] = factors[SHARE + j] * exps[j] - factors[SCALE + j] * labels[j]
+    count = len(losses)
+    if len(sample_weight):
+        sums[WEIGHT : WEIGHT + count] = sample_weight[first : first + count]
+    else:
+        sums[WEIGHT : WEIGHT + count] = 1
+    for j in range(count):
+        sums[LOSS + j], sums[WEIGHT + j], sums[SHARE + j], sums[SCALE + j], sums[BACKGROUND + j] = position(
+            sums[TOTAL + j], sums[POSITIVES + j], sums[KNOWN + j], sums[WEIGHTED_TOTAL + j], sums[WEIGHTED_KNOWN + j],
+            sums[DOT + j], sums[SCORE_DOT + j], sums[EXP_SUM + j], highest, sums[WEIGHT + j],
+            parts, smoothing, uniform,
+        )  # fmt: skip
+    losses[:] = sums[LOSS : LOSS + count]
+    weights[:] = sums[WEIGHT : WEIGHT + count]
 
 
 @inlined
-def write_slopes(exps, labels, ignoring, ignore_label, w, factors, gradient):
+def write_plain_slopes(exps, labels, sums, gradient):
+    use_wide_vectors()
+    for j in range(len(labels)):
+        gradient[j] = sums[SHARE + j] * exps[j] - sums[SCALE + j] * labels[j]
+
+
+@inlined
+def write_slopes(exps, labels, ignoring, ignore_label, w, sums, gradient):
     use_wide_vectors()
     for j in range(len(labels)):
         y = labels[j]
         there = 0.0 if ignoring and y == ignore_label else w
-        gradient[j] = factors[SHARE + j] * exps[j] - there * (factors[SCALE + j] * y + factors[BACKGROUND + j])
+        gradient[j] = sums[SHARE + j] * exps[j] - there * (sums[SCALE + j] * y + sums[BACKGROUND + j])
 
 
 @inlined
@@ -507,7 +533,7 @@ def dense_columns(
     width, tiles = tiling(classes, places)
     plain = not ignoring and not len(class_weight) and parts != 1 and smoothing == 0 and not uniform
     exps = np.empty((classes, width))
-    sums, factors = np.empty(8 * PLACES), np.empty(3 * PLACES)
+    sums = np.empty(END)
     good = True
     start, stop = next_part(work, helper)
     while start < stop and good:
@@ -534,23 +560,72 @@ def dense_columns(
             if plain:
                 sums[KNOWN : KNOWN + count] = classes
                 sums[WEIGHTED_TOTAL : WEIGHTED_TOTAL + count] = sums[TOTAL : TOTAL + count]
-            for j in range(count):
-                place = n * places + first + j
-                losses[place], weights[place], share, scale, background = position(
-                    sums[TOTAL + j], sums[POSITIVES + j], sums[KNOWN + j], sums[WEIGHTED_TOTAL + j],
-                    sums[WEIGHTED_KNOWN + j], sums[DOT + j], sums[SCORE_DOT + j], sums[EXP_SUM + j], highest,
-                    sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-                )  # fmt: skip
-                factors[SHARE + j], factors[SCALE + j], factors[BACKGROUND + j] = share, scale, background
+            place = n * places + first
+            finish(
+                sums, highest, parts, smoothing, uniform, place, sample_weight,
+                losses[place : place + count], weights[place : place + count],
+            )  # fmt: skip
             for k in range(classes):
                 y = labels[n, k, first : first + count]
                 if len(gradient) and plain:
-                    write_plain_slopes(exps[k], y, factors, gradient[n, k, first:])
+                    write_plain_slopes(exps[k], y, sums, gradient[n, k, first:])
                 elif len(gradient):
                     w = class_weight[k] if len(class_weight) else 1.0
-                    write_slopes(exps[k], y, ignoring, ignore_label, w, factors, gradient[n, k, first:])
+                    write_slopes(exps[k], y, ignoring, ignore_label, w, sums, gradient[n, k, first:])
                 if len(probs):
                     write_probs(exps[k], sums, probs[n, k, first : first + count])
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
+
+
+@inlined
+def turn(rows, first, last):
+    """rows[first:last] as columns, (1, C, last - first)."""
+    columns = np.empty((1, rows.shape[1], last - first), np.float32)
+    for n in range(first, last):
+        for k in range(rows.shape[1]):
+            columns[0, k, n - first] = rows[n, k]
+    return columns
+
+
+@inlined
+def turn_back(columns, rows, first):
+    """The same the other way, into rows[first:]."""
+    for n in range(columns.shape[2]):
+        for k in range(columns.shape[1]):
+            rows[first + n, k] = columns[0, k, n]
+
+
+@compiled
+def dense_short_rows(
+    scores, labels, sample_weight, class_weight, ignoring, ignore_label, parts, smoothing, uniform,
+    losses, weights, gradient, probs, work, helper,
+):  # fmt: skip
+    """dense_rows for few classes, whose loops are too short for SIMD: runs of rows are turned into columns."""
+    enter(work, helper)
+    classes = scores.shape[1]
+    alone = np.empty(9, np.int64)
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        step, _ = tiling(classes, stop - start)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            slopes = np.empty((1 if len(gradient) else 0, classes, last - first), np.float32)
+            p = np.empty((1 if len(probs) else 0, classes, last - first), np.float32)
+            alone[:] = 0
+            alone[PARTS] = alone[COUNT] = 1
+            good = dense_columns(
+                turn(scores, first, last), turn(labels, first, last), sample_weight[first:last], class_weight,
+                ignoring, ignore_label, parts, smoothing, uniform, losses[first:last], weights[first:last],
+                slopes, p, alone, False,
+            )  # fmt: skip
+            if not good:
+                break
+            if len(gradient):
+                turn_back(slopes, gradient, first)
+            if len(probs):
+                turn_back(p, probs, first)
         start, stop = next_part(work, helper)
     return leave(work, helper, good)
 
@@ -659,10 +734,10 @@ def add_unlabelled_class(scores, w, exps, sums):
 
 
 @inlined
-def write_unlisted(exps, w, factors, gradient):
+def write_unlisted(exps, w, sums, gradient):
     use_wide_vectors()
     for j in range(len(gradient)):
-        gradient[j] = factors[SHARE + j] * exps[j] - w * factors[BACKGROUND + j]
+        gradient[j] = sums[SHARE + j] * exps[j] - w * sums[BACKGROUND + j]
 
 
 @compiled
@@ -676,7 +751,7 @@ def index_columns(
     _, classes, places = scores.shape
     width, tiles = tiling(classes, places)
     exps = np.empty((classes, width))
-    sums, factors = np.empty(8 * PLACES), np.empty(3 * PLACES)
+    sums = np.empty(END)
     listed = np.empty(indices.shape[1], np.int64)
     seen = np.zeros(classes, np.int64)
     stamp = 0
@@ -698,24 +773,24 @@ def index_columns(
                 stamp += 1
                 found = distinct(indices[n, :, first + j], padding, classes, seen, stamp, listed)
                 good = good and found >= 0
-                weighted_total = dot = 0.0
+                sums[TOTAL + j] = sums[POSITIVES + j] = found
                 for i in range(found):
                     w = class_weight[listed[i]] if weighted else 1.0
-                    weighted_total += w
-                    dot += w * scores[n, listed[i], first + j]
-                place = n * places + first + j
-                losses[place], weights[place], share, scale, background = position(
-                    float(found), float(found), float(classes), weighted_total, weighted_known, dot,
-                    sums[SCORE_DOT + j], sums[EXP_SUM + j], highest,
-                    sample_weight[place] if len(sample_weight) else 1.0, parts, smoothing, uniform,
-                )  # fmt: skip
-                factors[SHARE + j], factors[SCALE + j], factors[BACKGROUND + j] = share, scale, background
+                    sums[WEIGHTED_TOTAL + j] += w
+                    sums[DOT + j] += w * scores[n, listed[i], first + j]
             if not good:
                 break
+            sums[KNOWN : KNOWN + count] = classes
+            sums[WEIGHTED_KNOWN : WEIGHTED_KNOWN + count] = weighted_known
+            place = n * places + first
+            finish(
+                sums, highest, parts, smoothing, uniform, place, sample_weight,
+                losses[place : place + count], weights[place : place + count],
+            )  # fmt: skip
             for k in range(classes):
                 w = class_weight[k] if weighted else 1.0
                 if len(gradient):
-                    write_unlisted(exps[k], w, factors, gradient[n, k, first : first + count])
+                    write_unlisted(exps[k], w, sums, gradient[n, k, first : first + count])
                 if len(probs):
                     write_probs(exps[k], sums, probs[n, k, first : first + count])
             # The places of one class were written side by side, so the listed classes had to wait.
@@ -725,8 +800,8 @@ def index_columns(
                 for i in range(found):
                     k = listed[i]
                     w = class_weight[k] if weighted else 1.0
-                    target = w * (factors[SCALE + j] + factors[BACKGROUND + j])
-                    gradient[n, k, first + j] = factors[SHARE + j] * exps[k, j] - target
+                    target = w * (sums[SCALE + j] + sums[BACKGROUND + j])
+                    gradient[n, k, first + j] = sums[SHARE + j] * exps[k, j] - target
         start, stop = next_part(work, helper)
     return leave(work, helper, good)
 
@@ -784,9 +859,16 @@ def term_weights(y, positive_weight, negative_weight, scale, background):
     return positive_weight * t, negative_weight * (1 - t), 0 if y >= 0 and y <= 1 else 1
 
 
+@inlined
+def write_sigmoids(scores, probs):
+    use_wide_vectors()
+    for j in range(len(scores)):
+        probs[j] = log_sigmoids(scores[j])[2]
+
+
 @summing
-def quick_run(scores, labels, weight, exps, out):
-    """Up to RUN entries in float32: their summed L, and u dL/ds into `out`; False where that will not do.
+def quick_run(scores, labels, exps, out):
+    """Up to RUN plain entries in float32: their summed L, and dL/ds into `out`; False where that will not do.
 
     It does for labels that are 0 or 1 and for scores within +-64. With z = s for label 0 and -s for label 1,
     L = max(z, 0) + log(1 + e^-|z|); the logarithms are that of one product.
@@ -802,44 +884,73 @@ def quick_run(scores, labels, weight, exps, out):
         exps[k] = e
         upward += z if z > ZERO else ZERO
         slope = (ONE if z > ZERO else e) / (ONE + e)
-        out[k] = weight * (slope if y == ZERO else -slope)
+        out[k] = slope if y == ZERO else -slope
         farthest = farthest_of(farthest, s)
         odd += ZERO if y in (ZERO, ONE) else ONE
     product = 1.0
     for k in range(len(scores)):  # apart, since the doubles would halve the SIMD lanes of the rest
         product *= 1.0 + exps[k]
-    return upward + math.log(product), farthest <= QUICK and odd == ZERO
+    loss = upward + math.log(product)
+    return loss, farthest <= QUICK and odd == ZERO and loss >= SMALLEST_LOSS
 
 
 @inlined
-def quick_entries(scores, labels, weight, exps, out):
-    """quick_run over a whole row."""
+def exact_run(scores, labels, out):
+    """The same in float64 for all scores, and how many labels are none."""
+    use_wide_vectors()
     loss = 0.0
-    for first in range(0, len(scores), RUN):
-        last = first + RUN
-        part, will_do = quick_run(scores[first:last], labels[first:last], np.float32(weight), exps, out[first:last])
-        if not will_do:
-            return 0.0, False
-        loss += part
-    return loss, loss >= SMALLEST_LOSS
+    bad = 0
+    for k in range(len(scores)):
+        y = np.float64(labels[k])
+        cost, out[k] = plain_entry(scores[k], y, 1 - y)
+        loss += cost
+        bad += 0 if y >= 0 and y <= 1 else 1
+    return loss, bad
+
+
+@compiled
+def sigmoid_entries(scores, labels, losses, gradient, probs, work, helper):
+    """Entries that no option tells apart, scores and labels (E); False where a label is no label.
+
+    Written: L of each run of RUN entries (E / RUN, rounded up) or NaN, float64; gradient and probs (E) or (0), float32.
+    """
+    use_wide_vectors()
+    enter(work, helper)
+    exps, unused = np.empty(RUN, np.float32), np.empty(RUN, np.float32)
+    good = True
+    start, stop = next_part(work, helper)
+    while start < stop and good:
+        for run in range(start, stop):
+            first, last = run * RUN, min((run + 1) * RUN, len(scores))
+            s, y = scores[first:last], labels[first:last]
+            out = gradient[first:last] if len(gradient) else unused[: last - first]
+            loss, will_do = quick_run(s, y, exps, out)
+            if not will_do:
+                loss, bad = exact_run(s, y, out)
+                good = bad == 0
+                if not good:
+                    break
+            losses[run] = loss if loss < np.inf else np.nan
+            if len(probs):
+                write_sigmoids(s, probs[first:last])
+        start, stop = next_part(work, helper)
+    return leave(work, helper, good)
 
 
 @compiled
 def sigmoid_rows(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
-    gamma, plain, losses, counts, gradient, probs, work, helper,
+    gamma, losses, counts, gradient, probs, work, helper,
 ):  # fmt: skip
     """Rows of scores (N, C) and labels (N, C) or lists (N, K); False where a label is no label.
 
-    sample_weight (N) or (0), positive_weight and negative_weight (C), float64; `plain` where neither these nor any
-    other option changes what the labels say. Written: losses u L and u times the number of known classes (N), float64;
-    gradient u dL/ds and probs (N, C) or (0, C), float32.
+    sample_weight (N) or (0), positive_weight and negative_weight (C), float64. Written: losses u L and u times the
+    number of known classes (N), float64; gradient u dL/ds and probs (N, C) or (0, C), float32.
     """
     use_wide_vectors()
     enter(work, helper)
     classes = scores.shape[1]
     positive, negative, slopes = np.empty(classes), np.empty(classes), np.empty(classes)
-    exps, unused = np.empty(RUN, np.float32), np.empty(classes, np.float32)
     listed, seen = np.empty(labels.shape[1], np.int64), np.zeros(1 if dense else classes, np.int64)
     good = True
     start, stop = next_part(work, helper)
@@ -847,15 +958,7 @@ def sigmoid_rows(
         for n in range(start, stop):
             weight = sample_weight[n] if len(sample_weight) else 1.0
             if len(probs):
-                for k in range(classes):
-                    probs[n, k] = log_sigmoids(scores[n, k])[2]
-            if plain:
-                out = gradient[n] if len(gradient) else unused
-                loss, will_do = quick_entries(scores[n], labels[n], weight, exps, out)
-                if will_do:
-                    losses[n] = weight * loss
-                    counts[n] = weight * classes
-                    continue
+                write_sigmoids(scores[n], probs[n])
             known = float(classes)
             if dense:
                 bad = 0
@@ -955,17 +1058,10 @@ def multiply(weight, slopes, gradient):
         gradient[j] = weight[j] * slopes[j]
 
 
-@inlined
-def write_sigmoids(scores, probs):
-    use_wide_vectors()
-    for j in range(len(scores)):
-        probs[j] = log_sigmoids(scores[j])[2]
-
-
 @compiled
 def sigmoid_columns(
     scores, labels, sample_weight, positive_weight, negative_weight, dense, ignoring, ignore_label, scale, background,
-    gamma, plain, losses, counts, gradient, probs, work, helper,
+    gamma, losses, counts, gradient, probs, work, helper,
 ):  # fmt: skip
     """The same for scores (N, C, S) and labels (N, C, S) or (N, K, S), by tiles as in dense_columns."""
     use_wide_vectors()
@@ -1028,6 +1124,7 @@ def sigmoid_columns(
 
 TEAM = Team(count_threads())
 NOTHING = {True: np.empty((0, 1), np.float32), False: np.empty((0, 1, 1), np.float32)}
+NO_ENTRIES = np.empty(0, np.float32)
 NO_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
@@ -1045,10 +1142,21 @@ def scale_parts(gradient, high, low, out, work, helper):
     return leave(work, helper, True)
 
 
+@compiled
+def scale_few(gradient, high, low, out):
+    use_wide_vectors()
+    for k in range(len(gradient)):
+        out[k] = product(high, low, gradient[k])
+
+
 def scale(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
     """out = gradient * step, by all threads where the arrays are large."""
     high = np.float32(step)
-    TEAM.run(scale_parts, (gradient.ravel(), high, np.float32(step - high), out.ravel()), gradient.size, gradient.size)
+    arguments = gradient.reshape(-1), high, np.float32(step - float(high)), out.reshape(-1)
+    if gradient.size < SHARED_ENTRIES:
+        scale_few(*arguments)
+    else:
+        TEAM.run(scale_parts, arguments, gradient.size, gradient.size)
 
 
 @compiled
@@ -1084,17 +1192,13 @@ def run(batch: Batch, rows: Any, columns: Any, *options: Any) -> Optional[Losses
     return Losses(losses, counts, *add_up(losses, counts)) if done else None
 
 
-def as_rows(batch: Batch) -> Batch:
-    """The places of each class as a row, where it does not matter which entries make a position."""
-    layout = batch.layout
-    shape = layout.outer * layout.classes, layout.inner
-    return batch._replace(
-        scores=batch.scores.reshape(shape),
-        labels=batch.labels.reshape(shape),
-        gradient=None if batch.gradient is None else batch.gradient.reshape(shape),
-        probs=None if batch.probs is None else batch.probs.reshape(shape),
-        layout=Layout(shape, shape, None, batch.options.on_axis(1)),
-    )
+def run_entries(batch: Batch) -> Optional[Losses]:
+    """sigmoid_entries over the whole batch; None where a label is no label."""
+    outputs = [NO_ENTRIES if array is None else array.reshape(-1) for array in (batch.gradient, batch.probs)]
+    losses = np.empty(-(-batch.scores.size // RUN))
+    arguments = (batch.scores.reshape(-1), batch.labels.reshape(-1), losses, *outputs)
+    done = TEAM.run(sigmoid_entries, arguments, len(losses), batch.scores.size)
+    return Losses(losses, NO_WEIGHT, float(losses.sum()), float(batch.scores.size)) if done else None
 
 
 def softmax_losses(batch: Batch) -> Optional[Losses]:
@@ -1109,10 +1213,12 @@ def softmax_losses(batch: Batch) -> Optional[Losses]:
     if options.label_format == "dense":
         ignoring = options.ignore_label is not None
         ignore_label = np.float32(options.ignore_label if ignoring else 0)
-        done = run(batch, dense_rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)
+        few_classes = batch.layout.classes < SHORT and batch.layout.outer >= SHORT
+        rows = dense_short_rows if few_classes else dense_rows
+        done = run(batch, rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)
     else:
         done = run(batch, index_rows, index_columns, class_weight, options.padding, *options.affine_arguments)
-    if done is None or (options.empty == "error" and not done.counts.all()):
+    if done is None or (options.empty == "error" and np.count_nonzero(done.counts) < len(done.counts)):
         return None
     return done
 
@@ -1127,13 +1233,14 @@ def sigmoid_losses(batch: Batch) -> Optional[Losses]:
     ignoring = dense and options.ignore_label is not None
     ignore_label = batch.labels.dtype.type(options.padding)
     plain = bool(
-        dense and not ignoring and options.class_weight is None and options.pos_weight is None
+        dense and batch.weight is None and not ignoring and options.class_weight is None and options.pos_weight is None
         and options.focal_gamma == 0 and options.focal_alpha is None and scale == 1
     )  # fmt: skip
-    rest = dense, ignoring, ignore_label, scale, background, options.focal_gamma, plain
-    if plain and batch.weight is None and batch.layout.inner >= LONG:
-        ones = np.ones(batch.layout.inner)
-        done = run(as_rows(batch), sigmoid_rows, None, ones, ones, *rest)
+    if plain:
+        done = run_entries(batch)
         if done is None or not math.isnan(done.total):
             return done
-    return run(batch, sigmoid_rows, sigmoid_columns, positive, negative, *rest)
+    return run(
+        batch, sigmoid_rows, sigmoid_columns, positive, negative,
+        dense, ignoring, ignore_label, scale, background, options.focal_gamma,
+    )  # fmt: skip

@@ -104,17 +104,20 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
         shifted[unknown] = -np.inf
     peak = shifted.max(axis=1, keepdims=True)
     shifted -= np.where(peak == -np.inf, 0, peak)
-    exps = np.exp(shifted)  # cannot overflow: the largest is 1
+    if unknown is not None:
+        shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
+    prepared = labels.prepare(where, scale, background)
+    expected = labels.expect(shifted, where, prepared)
+    exps = np.exp(shifted, out=shifted)  # cannot overflow: the largest is 1
+    if unknown is not None:
+        exps[unknown] = 0
     sums = exps.sum(axis=1, keepdims=True)
     saturated = sums < SATURATED
     log_sums = np.log(sums)
     if saturated.any():
         best, others = split_largest(exps, saturated)
         log_sums[saturated] = np.log1p(others)
-    if unknown is not None:
-        shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
-    prepared = labels.prepare(where, scale, background)
-    losses = mass * log_sums - labels.expect(shifted, where, prepared)
+    losses = mass * log_sums - expected
     if batch.options.divergence == "kl":
         losses += negative_entropy(labels.targets(where, scale, background), mass)
     if batch.probs is not None:

@@ -128,13 +128,12 @@ class DenseLabels(Labels):
         )
 
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
-        targets = self._known_labels(where)
-        targets *= scale
+        unknown = self.unknown(where)
+        targets = np.multiply(self.values[where], scale, dtype=np.float64)
         if background.any():
             targets += background
-            unknown = self.unknown(where)
-            if unknown is not None:
-                targets[unknown] = 0
+        if unknown is not None:
+            targets[unknown] = 0
         if self.class_weight is not None:
             targets *= self.class_weight
         return targets
@@ -144,14 +143,20 @@ class DenseLabels(Labels):
 
     def expect(self, values: np.ndarray, where: tuple, prepared: Any) -> np.ndarray:
         targets = prepared
-        expected = (targets * values).sum(axis=1, keepdims=True)
+        expected = sum_of_products(targets, values)
         if not np.isfinite(expected).all():
             expected = np.where(targets == 0, 0, targets * values).sum(axis=1, keepdims=True)
         return expected
 
     def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:
-        prepared *= weight
+        if (weight != 1).any():
+            prepared *= weight
         array -= prepared
+
+
+def sum_of_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Their products summed over axis 1, which is kept; no array of their size is made."""
+    return np.einsum("nk...,nk...->n...", one, other)[:, None]
 
 
 class IndexLabels(Labels):
@@ -244,7 +249,7 @@ def affine_targets(total, positives, known, weighted_total, weighted_known, part
     # Truth values are factors here, so that the same lines serve arrays and, compiled, single numbers.
     labelled = 1.0 * (total > 0)
     is_empty = (1.0 - labelled) * (known > 0)
-    whole = total if parts == 0 else positives if parts == 1 else labelled
+    whole = (parts == 0) * total + (parts == 1) * positives + (parts == 2) * labelled
     scale = labelled * (1 - smoothing) / (whole + (whole == 0))
     mass = total / (whole + (whole == 0))
     background = (labelled * smoothing * mass + is_empty * uniform) / (known + (known == 0))

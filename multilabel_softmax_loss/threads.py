@@ -22,11 +22,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-TAKEN, PARTS, FRONT, BACK, COUNT, BUSY, FAILED, BELL = range(8)
+TAKEN, PARTS, FRONT, BACK, COUNT, BUSY, FAILED, BELL, LISTENERS = range(9)
+RINGS, READY = range(2)  # of the bell: how often it rang, and how many helpers listen
+ALONE = np.array([0, 1, 0, 0, 0, 0, 0, 0, 0])  # the `work` of a caller without helpers, but for its COUNT
 PARTS_PER_THREAD = 8
 SHARED_ENTRIES = 1 << 17  # fewer scores are not worth another thread
 LISTEN = 50_000  # looks at the bell before a helper goes to sleep
 WAIT = 1_000_000  # looks at the helpers before the caller gives way to others
+YIELD = 5_000  # looks while they go back to listening
 
 
 @intrinsic
@@ -52,16 +55,14 @@ def look(typing_context, array, index):
 
 
 @intrinsic
-def ring(typing_context, address):
-    """Add 1 to the int64 at an address."""
+def fetch_add_at(typing_context, address, amount):
+    """fetch_add on the int64 at an address."""
 
     def generate(context, builder, signature, arguments):
-        number = ir.IntType(64)
-        pointer = builder.inttoptr(arguments[0], number.as_pointer())
-        builder.atomic_rmw("add", pointer, ir.Constant(number, 1), "seq_cst")
-        return context.get_dummy_value()
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
 
-    return types.void(types.int64), generate
+    return types.int64(types.int64, types.int64), generate
 
 
 inlined = njit(forceinline=True)
@@ -73,7 +74,8 @@ def enter(work, helper):
     if helper:
         fetch_add(work, BUSY, 1)
     elif work[BELL] != 0:
-        ring(work[BELL])
+        work[LISTENERS] = fetch_add_at(work[BELL] + 8 * READY, 0)
+        fetch_add_at(work[BELL] + 8 * RINGS, 1)
 
 
 @inlined
@@ -87,7 +89,11 @@ def next_part(work, helper):
 
 @inlined
 def leave(work, helper, good):
-    """A thread is done, the caller when all are, or have taken suspiciously long; whether all went well so far."""
+    """A thread is done, the caller when all are, or have taken suspiciously long; whether all went well so far.
+
+    The caller lets the helpers take the interpreter first: they need it for a few microseconds before they listen
+    again, and a thread that has to wait for it goes to sleep.
+    """
     if not good:
         fetch_add(work, FAILED, 1)
     if helper:
@@ -96,15 +102,21 @@ def leave(work, helper, good):
         looks = 0
         while look(work, BUSY) != 0 and looks < WAIT:
             looks += 1
+        if work[BELL] != 0:
+            looks = 0
+            while fetch_add_at(work[BELL] + 8 * READY, 0) < work[LISTENERS] and looks < YIELD:
+                looks += 1
     return look(work, FAILED) == 0
 
 
 @njit(nogil=True)
 def listen(bell, heard):
     """Whether the bell rings within a moment."""
+    fetch_add(bell, READY, 1)
     looks = 0
-    while look(bell, 0) == heard and looks < LISTEN:
+    while look(bell, RINGS) == heard and looks < LISTEN:
         looks += 1
+    fetch_add(bell, READY, -1)
     return looks < LISTEN
 
 
@@ -122,21 +134,28 @@ class Team:
     def __init__(self, size: int):
         self.size = size
         self.helpers: List[Helper] = []
-        self.bell = np.zeros(1, np.int64)
+        self.bell = np.zeros(2, np.int64)
         self.task: Optional[tuple] = None
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.helpers.clear)  # a forked child has none of its parent's threads
+            os.register_at_fork(after_in_child=self.forget)
         atexit.register(self.stop)
+
+    def forget(self) -> None:
+        """A forked child has none of its parent's threads."""
+        self.helpers.clear()
+        self.bell[READY] = 0
 
     def run(self, kernel: Any, arguments: tuple, count: int, entries: int) -> bool:
         """kernel(*arguments, work, helper) by several threads, over positions 0 to count; whether all returned True."""
         size = min(self.size, count)
         if size <= 1 or entries < SHARED_ENTRIES:
-            return kernel(*arguments, np.array([0, 1, 0, 0, count, 0, 0, 0]), False)
+            work = ALONE.copy()
+            work[COUNT] = count
+            return kernel(*arguments, work, False)
         if not self.helpers:
             self.helpers.extend(Helper(self) for _ in range(self.size - 1))
         parts = min(count, PARTS_PER_THREAD * size)
-        work = np.array([0, parts, 0, 0, count, 0, 0, self.bell.ctypes.data])
+        work = np.array([0, parts, 0, 0, count, 0, 0, self.bell.ctypes.data, 0])
         self.task = task = kernel, arguments, work
         for helper in self.helpers:
             helper.wake()
@@ -175,12 +194,12 @@ class Helper(threading.Thread):
             self.alarm.release()
 
     def run(self) -> None:
-        heard = self.team.bell[0]
+        heard = self.team.bell[RINGS]
         while self.is_wanted:
             if not listen(self.team.bell, heard):
                 self.is_asleep = True
                 self.alarm.acquire()
-            heard = self.team.bell[0]
+            heard = self.team.bell[RINGS]
             task = self.team.task
             if task is not None:
                 kernel, arguments, work = task
