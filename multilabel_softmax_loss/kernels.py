@@ -434,6 +434,13 @@ def tiling(classes, places):
 
 
 @inlined
+def clear(sums, count):
+    """Zero the sums of as many places, from EXP_SUM to SCORE_DOT."""
+    for first in range(0, WEIGHT, PLACES):
+        sums[first : first + count] = 0
+
+
+@inlined
 def add_plain_class(scores, labels, exps, sums):
     """One class of a tile; the largest score and the signs of the labels, as bits."""
     use_wide_vectors()
@@ -541,7 +548,7 @@ def dense_columns(
             n = tile // tiles
             first = (tile % tiles) * width
             count = min(width, places - first)
-            sums[:] = 0
+            clear(sums, count)
             signs = highest = np.int32(0)
             for k in range(classes):
                 s, y = scores[n, k, first : first + count], labels[n, k, first : first + count]
@@ -764,7 +771,7 @@ def index_columns(
             n = tile // tiles
             first = (tile % tiles) * width
             count = min(width, places - first)
-            sums[:] = 0
+            clear(sums, count)
             highest = np.int32(0)
             for k in range(classes):
                 w = class_weight[k] if weighted else 1.0
@@ -1130,29 +1137,33 @@ NO_CLASS_WEIGHT = np.empty(0)
 NO_CLASS_WEIGHT.flags.writeable = False  # as the options' are, so that one compiled form serves both
 
 
-@compiled
-def scale_parts(gradient, high, low, out, work, helper):
-    enter(work, helper)
-    start, stop = next_part(work, helper)
-    while start < stop:
-        given, part = gradient[start:stop], out[start:stop]
-        for k in range(len(given)):
-            part[k] = product(high, low, given[k])
-        start, stop = next_part(work, helper)
-    return leave(work, helper, True)
-
-
-@compiled
-def scale_few(gradient, high, low, out):
+@inlined
+def multiply_by(step, gradient, out):
     use_wide_vectors()
+    high = np.float32(step)
+    low = np.float32(step - high)
     for k in range(len(gradient)):
         out[k] = product(high, low, gradient[k])
 
 
+@compiled
+def scale_few(gradient, step, out):
+    multiply_by(step, gradient, out)
+
+
+@compiled
+def scale_parts(gradient, step, out, work, helper):
+    enter(work, helper)
+    start, stop = next_part(work, helper)
+    while start < stop:
+        multiply_by(step, gradient[start:stop], out[start:stop])
+        start, stop = next_part(work, helper)
+    return leave(work, helper, True)
+
+
 def scale(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
     """out = gradient * step, by all threads where the arrays are large."""
-    high = np.float32(step)
-    arguments = gradient.reshape(-1), high, np.float32(step - float(high)), out.reshape(-1)
+    arguments = gradient.reshape(-1), step, out.reshape(-1)
     if gradient.size < SHARED_ENTRIES:
         scale_few(*arguments)
     else:
@@ -1212,7 +1223,7 @@ def softmax_losses(batch: Batch) -> Optional[Losses]:
     class_weight = NO_CLASS_WEIGHT if options.class_weight is None else options.class_weight
     if options.label_format == "dense":
         ignoring = options.ignore_label is not None
-        ignore_label = np.float32(options.ignore_label if ignoring else 0)
+        ignore_label = np.float32(options.ignore_label) if ignoring else ZERO
         few_classes = batch.layout.classes < SHORT and batch.layout.outer >= SHORT
         rows = dense_short_rows if few_classes else dense_rows
         done = run(batch, rows, dense_columns, class_weight, ignoring, ignore_label, *options.affine_arguments)

@@ -47,7 +47,7 @@ class MultilabelLossLayer(caffe.Layer):
         except (TypeError, ValueError) as error:
             message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
             raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
-        self.shapes: Any = None
+        self.shapes: Any = None  # of the bottoms
         # Whether forward keeps the gradient for backward, decided by the first one. Without, backward computes it.
         self.keep: Optional[bool] = None
         self.divisor: Optional[float] = None
@@ -89,14 +89,15 @@ class MultilabelLossLayer(caffe.Layer):
                 f"{type(self).__name__}: top[1] (probabilities) has a gradient; none flows through it.\n"
                 "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
             )
-        self.reshape(bottom, top)  # Caffe asks for it before a forward only
         if propagate_down[0] and bottom[0].count:
+            out = bottom[0].diff
             gradient, divisor = self.gradient, self.divisor
-            if divisor is None:
-                gradient = bottom[0].diff
-                _, divisor = self.run(bottom, gradient)
+            if divisor is None or out.shape != self.shapes[0]:
+                self.reshape(bottom, top)  # Caffe asks for it before a forward only
+                gradient = out
+                _, divisor = self.run(bottom, out)
             step = float(top[0].diff) / divisor if divisor else 0.0
-            scale_gradient(gradient, step, bottom[0].diff)
+            scale_gradient(gradient, step, out)
         for k in range(1, len(bottom)):
             if propagate_down[k] and bottom[k].count:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway

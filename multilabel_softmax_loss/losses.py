@@ -14,6 +14,8 @@ from .blobs import InputError, Layout, real_array
 from .options import Options
 from .targets import checked_weights
 
+MOST_SCALED = 1 << 17  # entries that show how any number of them is scaled
+
 
 class Losses(NamedTuple):
     """u L of each position of a batch and what VALID counts there, float64 in C order, and the sums of both."""
@@ -175,14 +177,18 @@ def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
 
 def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
     """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
+    entries = layout.positions * layout.classes
     rest = () if layout.flat else (2,)
-    scores = np.zeros((1, layout.classes, *rest), np.float32)
+    samples = max(1, min(layout.outer, 4096 // layout.classes))  # many short rows have a kernel of their own
+    scores = np.zeros((samples, layout.classes, *rest), np.float32)
     is_label = options.label_format == "dense" or options.padding == 0
-    labels = np.full((1, layout.label_width, *rest), is_label, np.float32)  # 1, or the index 0 or 1 that is no padding
+    labels = np.full((samples, layout.label_width, *rest), is_label, np.float32)  # 1, or an index that is no padding
     options = options.on_axis(1)
     layout = Layout(scores.shape, labels.shape, None, options)
     with suppress(InputError):  # options that refuse even this batch
         evaluate(scores, labels, None, layout, options, np.empty_like(scores))
+    scaled = np.zeros(min(entries, MOST_SCALED), np.float32)
+    scale_gradient(scaled, 1.0, scaled)
 
 
 @lru_cache(maxsize=None)
