@@ -6,8 +6,9 @@ scores is needed here: where the kernels apply, exp() of a double cannot overflo
 
 Each position is passed over twice while it is in the cache: once for the exponentials and all sums, once for the
 gradient. Rows with few labels among many classes go a quick way, in float32: digits are lost only where p and t almost
-cancel, which is where the labels are, so that these alone need float64. All else is in float64. The formulas are those
-of softmax.py and sigmoid.py; what turns labels into softmax targets is compiled from targets.py itself.
+cancel, which is where the labels are, so that these alone need float64. So do labels of 0 and 1 under the sigmoid,
+where nothing cancels. All else is in float64. The formulas are those of softmax.py and sigmoid.py; what turns labels
+into softmax targets is compiled from targets.py itself.
 
 Each kernel ends with `work` and `helper`: it takes parts of the batch until none is left, beside other threads that do
 the same (threads.py).
