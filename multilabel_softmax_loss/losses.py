@@ -14,6 +14,7 @@ from .blobs import InputError, Layout, real_array
 from .options import Options
 from .targets import checked_weights
 
+TINY, HUGE = 1e-30, 1e30  # well within the range of float32
 MOST_SCALED = 1 << 17  # entries that show how any number of them is scaled
 
 
@@ -122,7 +123,7 @@ def loss_and_gradient(
     layout = Layout(scores.shape, labels.shape, weight_shape, options)
     gradient = np.empty(scores.shape, scores.dtype)
     loss, divisor = evaluate(scores, labels, sample_weight, layout, options, gradient)
-    gradient *= gradient.dtype.type(1 / divisor if divisor else 0)
+    scale_gradient(gradient, 1 / divisor if divisor else 0.0, gradient)
     return loss, gradient
 
 
@@ -144,7 +145,17 @@ def mean_loss(
     loss = losses.total / divisor if divisor else 0.0
     if batch.options.nonfinite == "error" and not math.isfinite(loss):
         raise explain(batch)
+    if batch.options.nonfinite == "error" and abs(losses.total) > HUGE:
+        check_gradient(batch)
     return loss, divisor
+
+
+def check_gradient(batch: Batch) -> None:
+    """An InputError if the gradient before its division is more than its type holds, though the loss is not."""
+    if batch.gradient is not None and not np.isfinite(batch.gradient).all():
+        raise InputError(
+            "loss", f"the gradient overflows {batch.gradient.dtype}; the weights or {{labels}} are too large"
+        )
 
 
 def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Losses]) -> Optional[Losses]:
@@ -167,12 +178,13 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
 
 
 def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
-    """out = gradient * step for C-contiguous float32 arrays; `out` may be `gradient`."""
+    """out = gradient * step for C-contiguous arrays of one type; `out` may be `gradient`."""
     module = kernels()
-    if module is None:
-        np.multiply(gradient, np.float32(step), out=out)
-    else:
+    if gradient.dtype == np.float32 and TINY < abs(step) < HUGE and module is not None:
         module.scale(gradient, step, out)
+    else:
+        with np.errstate(over="ignore", under="ignore"):
+            np.multiply(gradient, step, out=out, dtype=np.float64, casting="same_kind")
 
 
 def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:

@@ -204,7 +204,8 @@ class IndexLabels(Labels):
         expected = np.where(targets == 0, 0, targets * chosen).sum(axis=1, keepdims=True)
         if background.any():
             weights = 1.0 if self.class_weight is None else self.class_weight
-            expected += background * np.where(weights == 0, 0, weights * values).sum(axis=1, keepdims=True)
+            totals = np.where(weights == 0, 0, weights * values).sum(axis=1, keepdims=True)
+            expected += np.where(background == 0, 0, background * totals)
         return expected
 
     def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:

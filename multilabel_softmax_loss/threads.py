@@ -15,6 +15,7 @@ import atexit
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any, List, Optional
 
 import numpy as np
@@ -134,6 +135,7 @@ class Team:
     def __init__(self, size: int):
         self.size = size
         self.helpers: List[Helper] = []
+        self.hiring = threading.Lock()
         self.bell = np.zeros(2, np.int64)
         self.task: Optional[tuple] = None
         if hasattr(os, "register_at_fork"):
@@ -143,6 +145,7 @@ class Team:
     def forget(self) -> None:
         """A forked child has none of its parent's threads."""
         self.helpers.clear()
+        self.hiring = threading.Lock()
         self.bell[READY] = 0
 
     def run(self, kernel: Any, arguments: tuple, count: int, entries: int) -> bool:
@@ -152,8 +155,8 @@ class Team:
             work = ALONE.copy()
             work[COUNT] = count
             return kernel(*arguments, work, False)
-        if not self.helpers:
-            self.helpers.extend(Helper(self) for _ in range(self.size - 1))
+        if len(self.helpers) < self.size - 1:
+            self.hire()
         parts = min(count, PARTS_PER_THREAD * size)
         work = np.array([0, parts, 0, 0, count, 0, 0, self.bell.ctypes.data, 0])
         self.task = task = kernel, arguments, work
@@ -166,13 +169,21 @@ class Team:
             time.sleep(0)
         return not work[FAILED]
 
+    def hire(self) -> None:
+        with self.hiring:
+            try:
+                while len(self.helpers) < self.size - 1:
+                    self.helpers.append(Helper(self))
+            except RuntimeError:  # no more threads can be started
+                self.size = 1 + len(self.helpers)
+
     def stop(self) -> None:
         self.task = None
         for helper in self.helpers:
             helper.is_wanted = False
             helper.wake()
         for helper in self.helpers:
-            helper.join()
+            helper.join(timeout=1)
         self.helpers.clear()
 
 
@@ -190,15 +201,17 @@ class Helper(threading.Thread):
 
     def wake(self) -> None:
         if self.is_asleep:
-            self.is_asleep = False
-            self.alarm.release()
+            with suppress(RuntimeError):  # another caller was faster
+                self.alarm.release()
 
     def run(self) -> None:
         heard = self.team.bell[RINGS]
         while self.is_wanted:
             if not listen(self.team.bell, heard):
                 self.is_asleep = True
-                self.alarm.acquire()
+                if self.is_wanted:  # looked at after is_asleep is set, as stop() does it the other way round
+                    self.alarm.acquire()
+                self.is_asleep = False
             heard = self.team.bell[RINGS]
             task = self.team.task
             if task is not None:

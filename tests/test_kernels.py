@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -227,6 +229,21 @@ def test_multi_hot_maps_of_the_sigmoid_equal_the_numpy_path():
     assert_agree_as_float32(*both(scores, np.ceil(labels), None, sigmoid_cross_entropy))
 
 
+@pytest.mark.parametrize("label_format", ["dense", "indices"])
+@pytest.mark.parametrize("score, weight", [(-64, 1e12), (-40, 1e20), (64, 1e-18), (63.5, 1e-30)])
+def test_weights_beyond_float32_beside_the_exponentials_are_treated_in_float64(label_format, score, weight):
+    scores = np.full((3, 100), score, np.float32)
+    scores[:, 7] -= 1
+    labels = np.zeros((3, 100), np.float32)
+    labels[:, 5] = 1
+    if label_format == "indices":
+        labels = np.full((3, 1), 5, np.float32)
+    options = {"class_weight": [weight] * 100, "label_format": label_format}
+    numpy, numba = both(scores, labels, **options)
+    assert_agree(numpy, numba)
+    assert np.count_nonzero(numba[1]) == 300
+
+
 SIGMOID_OPTIONS = [
     {},
     {"label_smoothing": 0.1, "normalization": "VALID"},
@@ -404,6 +421,20 @@ def test_exp_in_float32_is_within_two_ulp_and_exact_at_zero():
 
 
 @njit
+def sigmoids_32(scores):
+    return np.array([kernels.sigmoid_32(-abs(score), score > 0)[0] for score in scores])
+
+
+def test_the_sigmoid_in_float32_is_within_an_ulp():
+    scores = np.linspace(-64, 64, 2_000_001).astype(np.float32)
+    exact = 1 / (1 + np.exp(-scores.astype(np.longdouble)))
+    found = sigmoids_32(scores)
+    assert found.dtype == np.float32
+    assert np.abs((found - exact) / np.spacing(exact.astype(np.float32))).max() < 1.1
+    assert np.abs(found / exact - 1).max() < 1e-7
+
+
+@njit
 def logarithms(numbers):
     return np.array([kernels.log(number) for number in numbers])
 
@@ -441,6 +472,65 @@ def test_threads_change_nothing(monkeypatch):
         for loss, gradient in results[1:]:
             assert loss == results[0][0]
             np.testing.assert_array_equal(gradient, results[0][1])
+
+
+def test_helpers_stop_whatever_they_are_at():
+    scores, labels = random_case((300, 1000))
+    for pause in (0, 0, 0, 1e-4, 0.05):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "TEAM", kernels.Team(3))
+            softmax_cross_entropy(scores, labels)
+            helpers = list(kernels.TEAM.helpers)
+            time.sleep(pause)  # they listen, or sleep
+            kernels.TEAM.stop()
+            assert not any(helper.is_alive() for helper in helpers)
+
+
+def test_helpers_may_be_woken_twice(monkeypatch):
+    monkeypatch.setattr(kernels, "TEAM", kernels.Team(2))
+    scores, labels = random_case((300, 1000))
+    expected = softmax_cross_entropy(scores, labels)
+    time.sleep(0.05)
+    for _ in range(1000):
+        kernels.TEAM.helpers[0].wake()
+    loss, gradient = softmax_cross_entropy(scores, labels)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(gradient, expected[1])
+    kernels.TEAM.stop()
+
+
+def test_many_callers_share_the_helpers(monkeypatch):
+    monkeypatch.setattr(kernels, "TEAM", kernels.Team(3))
+    scores, labels = random_case((300, 1000))
+    results = []
+    callers = [
+        threading.Thread(target=lambda: [results.append(softmax_cross_entropy(scores, labels)) for _ in range(20)])
+        for _ in range(6)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 120
+    assert len(kernels.TEAM.helpers) == 2
+    for loss, gradient in results:
+        assert loss == results[0][0]
+        np.testing.assert_array_equal(gradient, results[0][1])
+    kernels.TEAM.stop()
+
+
+def test_where_no_thread_can_be_started_the_caller_does_it_alone(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    scores, labels = random_case((300, 1000))
+    expected = softmax_cross_entropy(scores, labels)
+    monkeypatch.setattr(kernels, "TEAM", kernels.Team(3))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    loss, gradient = softmax_cross_entropy(scores, labels)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(gradient, expected[1])
+    assert kernels.TEAM.size == 1
 
 
 @pytest.mark.parametrize(

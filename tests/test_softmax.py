@@ -299,6 +299,29 @@ def test_labels_of_any_real_type_are_read_alike():
         assert softmax_cross_entropy(scores, np.eye(2, 3).astype(dtype))[0] == expected
 
 
+def test_a_mask_beside_a_uniform_target_of_another_position_is_legal():
+    scores = np.array([[0, -np.inf, 0], [0, 0, 0]], np.float32)
+    loss, _ = softmax_cross_entropy(scores, [[0], [-1]], label_format="indices", empty="uniform")
+    assert loss == pytest.approx((np.log(2) + np.log(3)) / 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_heavy_position_without_a_label_leaves_the_others_finite(dtype):
+    scores, labels = np.array([[0, 1, 0], [0, 1, 0]], dtype), np.array([[0, 0, 0], [1, 0, 0]], dtype)
+    _, gradient = softmax_cross_entropy(scores, labels, np.array([1e30, 1e-12]))
+    expected = softmax_cross_entropy(scores[1:], labels[1:])[1]
+    np.testing.assert_allclose(gradient, np.append(np.zeros((1, 3)), expected, axis=0), rtol=2e-3)
+
+
+def test_a_gradient_beyond_its_type_is_an_error():
+    scores, labels = np.array([[10, 0, 0]], np.float32), np.array([[3e38, 3e38, 3e38]], np.float32)
+    options = {"label_normalization": "none", "class_weight": [1, 1e3, 1]}
+    with pytest.raises(ValueError, match="the gradient overflows float32; the weights or labels are too large"):
+        softmax_cross_entropy(scores, labels, **options)
+    assert np.isfinite(softmax_cross_entropy(scores.astype(float), labels, **options)[1]).all()
+    assert not np.isfinite(softmax_cross_entropy(scores, labels, nonfinite="ignore", **options)[1]).all()
+
+
 def test_strided_input_is_read_as_it_stands():
     scores, labels = random_case((6, 7))
     expected = softmax_cross_entropy(scores, labels)
