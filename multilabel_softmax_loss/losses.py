@@ -145,17 +145,15 @@ def mean_loss(
     loss = losses.total / divisor if divisor else 0.0
     if batch.options.nonfinite == "error" and not math.isfinite(loss):
         raise explain(batch)
-    if batch.options.nonfinite == "error" and abs(losses.total) > HUGE:
-        check_gradient(batch)
+    if batch.options.nonfinite == "error" and abs(losses.total) > HUGE and batch.gradient is not None:
+        check_gradient(batch.gradient, loss)
     return loss, divisor
 
 
-def check_gradient(batch: Batch) -> None:
-    """An InputError if the gradient before its division is more than its type holds, though the loss is not."""
-    if batch.gradient is not None and not np.isfinite(batch.gradient).all():
-        raise InputError(
-            "loss", f"the gradient overflows {batch.gradient.dtype}; the weights or {{labels}} are too large"
-        )
+def check_gradient(gradient: np.ndarray, loss: float) -> None:
+    """An InputError if the gradient before its division is more than its type holds."""
+    if not np.isfinite(gradient).all():
+        raise InputError("loss", f"the loss is {loss:g}, and its gradient is more than {gradient.dtype} holds")
 
 
 def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Losses]) -> Optional[Losses]:

@@ -485,7 +485,7 @@ def test_a_loss_beyond_float32_is_an_error():
     net = small_net(param_str=param_str)
     net.blobs["labels"].data[...] = 3e38
     with pytest.raises(
-        ValueError, match="^MultilabelSoftmaxLossLayer: the loss is .*, more than float32 holds.\n    Change"
+        ValueError, match="^MultilabelSoftmaxLossLayer: the loss is .* more than float32 holds.\n    Change"
     ):
         net.forward()
 
