@@ -207,6 +207,8 @@ def reference_net(
     net: Any, path: str, head: Head, shape: Optional[Tuple[int, ...]] = None, weights: Optional[str] = None
 ) -> Any:
     """The training net in its TEST phase; with an input shape, without its data and what follows the scores."""
+    import caffe
+
     reference = type(net)()
     reference.CopyFrom(net)
     names = input_names(net, head)
@@ -220,6 +222,8 @@ def reference_net(
         entry = reference.layer.add(name=names[0], type="Input", top=names)
         entry.input_param.shape.add(dim=shape)
         reference.layer.extend(layers)
+    if weights is None:
+        caffe.set_random_seed(0)
     loaded = load_net(reference, path, "TEST", weights)
     if weights is None:
         fill_zeros(loaded)
@@ -227,11 +231,20 @@ def reference_net(
 
 
 def fill_zeros(net: Any) -> None:
-    """Random weights where a net without fillers has none; zeros would prove nothing."""
+    """Random weights where a net without fillers has none, and random statistics: zeros would prove nothing.
+
+    An untrained BatchNorm divides by the root of its eps alone; the scores would be in the hundreds, and their
+    rounding more than what a proof is about.
+    """
     draw = np.random.RandomState(1)
     for layer, blobs in zip(net.params, net.params.values()):
         weights = blobs[0].data
-        if net.layer_dict[layer].type != "BatchNorm" and not weights.any():
+        if net.layer_dict[layer].type == "BatchNorm":
+            mean, variance, count = (blob.data for blob in blobs)
+            mean[...] = 0.1 * draw.randn(*mean.shape)
+            variance[...] = draw.uniform(0.5, 1.5, variance.shape)
+            count[...] = 1
+        elif not weights.any():
             weights[...] = draw.randn(*weights.shape) / np.sqrt(max(weights[0].size, 1))
 
 

@@ -41,6 +41,15 @@ def pytest_report_header():
     return None
 
 
+@pytest.fixture(autouse=True)
+def seeded_fillers():
+    """The weights of Caffe's fillers are the same on every run."""
+    if HAS_CAFFE:
+        import caffe
+
+        caffe.set_random_seed(0)
+
+
 @pytest.fixture
 def peak_bytes():
     """A function that gives the most memory that another one had allocated at a time."""

@@ -88,6 +88,17 @@ def test_with_the_shape_of_the_input_the_data_need_not_be_there(tmp_path):
     assert (tmp_path / "deploy.prototxt").read_text() == (tmp_path / "with_data.prototxt").read_text()
 
 
+def test_without_weights_the_proof_is_the_same_on_every_run_and_its_scores_are_moderate(tmp_path, capsys):
+    path = image_net(tmp_path, OURS % "")
+    said = []
+    for _ in range(2):
+        assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    lowest, highest = (float(number) for number in re.search(r"probabilities, (\S+) to (\S+),", said[0]).groups())
+    assert 0.01 < lowest < highest < 0.9
+
+
 def test_trained_weights_give_the_training_nets_probabilities(tmp_path):
     from multilabel_softmax_loss.evaluate import net_outputs
 
