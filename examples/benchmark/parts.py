@@ -21,7 +21,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=1, help="time for each number (default 1)")
     arguments = parser.parse_args()
     os.environ["NUMBA_NUM_THREADS"] = str(arguments.threads)  # read when the kernels are imported
-    print(f"{arguments.threads} threads; the minimum in microseconds, and nanoseconds per score")
+    threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
+    print(f"{threads}; the minimum in microseconds, and nanoseconds per score")
     print(f"{'':14}{'':10}{'loss alone':>20}{'loss and gradient':>20}{'scaling':>20}{'one copy':>20}")
     for shape in SHAPES:
         for name in ("softmax", "sigmoid"):
