@@ -10,7 +10,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout, real_array
+from .blobs import BLOCK_ENTRIES, InputError, Layout, real_array
 from .options import Options
 from .targets import checked_weights
 
@@ -177,12 +177,13 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
 
 def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
     """out = gradient * step for C-contiguous arrays of one type; `out` may be `gradient`."""
-    module = kernels()
-    if gradient.dtype == np.float32 and TINY < abs(step) < HUGE and module is not None:
-        module.scale(gradient, step, out)
-    else:
-        with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
+        if gradient.dtype != np.float32 or not TINY < abs(step) < HUGE:
             np.multiply(gradient, step, out=out, dtype=np.float64, casting="same_kind")
+        elif kernels() is None:
+            np.multiply(gradient, np.float32(step), out=out)  # three roundings with that of `gradient`: 1.8e-7
+        else:
+            kernels().scale(gradient, step, out)
 
 
 def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
@@ -218,11 +219,13 @@ def kernels() -> Any:
     return module
 
 
-def by_blocks(block: Callable[[tuple], np.ndarray], weight: np.ndarray, layout: Layout) -> np.ndarray:
-    """u L of each position, where `block` gives L of the positions of a block, 0 where u is 0."""
+def by_blocks(
+    block: Callable[[tuple], np.ndarray], weight: np.ndarray, layout: Layout, entries: int = BLOCK_ENTRIES
+) -> np.ndarray:
+    """u L of each position, where `block` gives L of the positions of a block of `entries`, 0 where u is 0."""
     losses = np.empty(layout.shape(1))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for where in layout.blocks():
+        for where in layout.blocks(entries):
             losses[where] = block(where)
         return losses * weight
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout
+from .blobs import InputError, Layout, apply_per_position
 from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
 from .options import SoftmaxOptions
 from .targets import Labels, Recipe, read_labels, softmax_recipe
 
 # Below this sum of exponentials, whose largest is 1, log(sum) and p - t lose digits to cancellation.
 SATURATED = 1 + 1e-3
+
+BLOCK_ENTRIES = 1 << 16  # with one or two temporaries of this size the overhead of small blocks costs more than caches
 
 
 def softmax_cross_entropy(
@@ -88,7 +91,8 @@ def softmax_losses(batch: Batch) -> Losses:
     """u L of each position; VALID counts u."""
     labels = read_labels(batch.labels, batch.layout, batch.options)
     recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
-    losses = by_blocks(lambda where: softmax_block(batch, labels, recipe, where), recipe.weight, batch.layout)
+    block = partial(softmax_block, batch, labels, recipe)
+    losses = by_blocks(block, recipe.weight, batch.layout, BLOCK_ENTRIES)
     return Losses.add_up(losses, recipe.weight)
 
 
@@ -103,7 +107,7 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
     if unknown is not None:
         shifted[unknown] = -np.inf
     peak = shifted.max(axis=1, keepdims=True)
-    shifted -= np.where(peak == -np.inf, 0, peak)
+    apply_per_position(np.subtract, shifted, np.where(peak == -np.inf, 0, peak))
     if unknown is not None:
         shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
     prepared = labels.prepare(where, scale, background)
@@ -123,7 +127,7 @@ def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) ->
     if batch.probs is not None:
         batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
     if batch.gradient is not None:
-        exps *= weight * mass / sums
+        apply_per_position(np.multiply, exps, weight * mass / sums)
         labels.subtract(weight, exps, where, prepared)
         if saturated.any():
             balance(exps, best, saturated)

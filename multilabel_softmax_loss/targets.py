@@ -18,6 +18,9 @@ import numpy as np
 from .blobs import InputError, Layout
 from .options import Options, SigmoidOptions, SoftmaxOptions
 
+# Dense labels are listed where at most one of this many is not 0, in the batch and in its longest list.
+FEW = 8
+
 
 class Statistics(NamedTuple):
     """What the targets need to know of each position's labels; arrays of (outer, 1) or (outer, 1, inner), float64."""
@@ -30,29 +33,11 @@ class Statistics(NamedTuple):
 
 
 class Labels:
-    """Labels of either format behind one interface; `where` is a block of Layout.blocks().
+    """Labels of either format behind one interface; `where` is a block of Layout.blocks()."""
 
-    Parameters
-    ----------
-    labels : array, a view of the layout
-        Non-negative numbers, or class indices padded with `options.padding`.
-    options : Options
-        Its label_format, ignore_label, highest_label and target_weight matter here.
-
-    Raises
-    ------
-    InputError : a label is negative, too high, not finite, or no index of a class. It names the entry.
-    """
-
-    def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
-        self.values = labels
-        self.layout = layout
-        weight = options.target_weight
-        self.class_weight = None if weight is None else column(weight, layout)
-        self.statistics = self._statistics(options)
-
-    def _statistics(self, options: Options) -> Statistics:
-        raise NotImplementedError
+    layout: Layout
+    statistics: Statistics
+    class_weight: Optional[np.ndarray]  # shaped to broadcast against a view of the scores
 
     def unknown(self, where: tuple) -> Optional[np.ndarray]:
         """The mask of the unknown classes of a block, or None where there can be none."""
@@ -76,7 +61,18 @@ class Labels:
 
 
 class DenseLabels(Labels):
-    """Labels shaped like the scores."""
+    """Labels shaped like the scores.
+
+    Raises
+    ------
+    InputError : a label is negative, too high, or not finite. It names the entry.
+    """
+
+    def __init__(self, labels: np.ndarray, layout: Layout, options: Options):
+        self.values, self.layout = labels, layout
+        weight = options.target_weight
+        self.class_weight = None if weight is None else column(weight, layout)
+        self.statistics = self._statistics(options)
 
     def _statistics(self, options: Options) -> Statistics:
         values, layout = self.values, self.layout
@@ -159,31 +155,29 @@ def sum_of_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.einsum("nk...,nk...->n...", one, other)[:, None]
 
 
-class IndexLabels(Labels):
-    """Lists of K class indices in place of the class axis; nothing of the size of the scores is made of them."""
+class ListedLabels(Labels):
+    """The labels that are not 0 in lists, K per position; nothing of the size of the scores is made of them.
 
-    def _statistics(self, options: Options) -> Statistics:
-        values, layout = self.values, self.layout
-        given = values != options.padding
-        bad = given & ~((values >= 0) & (values < layout.classes) & (values == np.floor(values)))
-        if bad.any():
-            first = np.argwhere(bad)[0]
-            raise InputError(
-                "labels",
-                f"{{labels}} has {values[bad][0]:g} at {layout.locate(first, name_class=False)}, "
-                f"entry {first[1]} of the list; "
-                f"expected whole numbers from 0 to {layout.classes - 1}, or {options.padding:g} where the list is over",
-            )
-        ordered = np.sort(np.where(given, values, -1), axis=1)
-        self.present = ordered >= 0
-        self.present[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]  # a repeated index counts once
-        self.indices = np.where(self.present, ordered, 0).astype(np.intp)
-        count = self.present.sum(axis=1, keepdims=True).astype(np.float64)
-        known = np.full(count.shape, float(layout.classes))
-        class_weight = np.ones(layout.classes) if self.class_weight is None else self.class_weight.ravel()
-        self.weights: np.ndarray = class_weight[self.indices] * self.present
-        weighted_total = self.weights.sum(axis=1, keepdims=True)
-        return Statistics(count, count, known, weighted_total, np.full(count.shape, class_weight.sum()))
+    Parameters
+    ----------
+    indices : array of intp, (outer, K) or (outer, K, inner)
+        Classes, distinct in a list but for unused places.
+    values : array of float64, of the same shape
+        Their labels; 0 marks an unused place.
+    """
+
+    def __init__(self, indices: np.ndarray, values: np.ndarray, layout: Layout, options: Options):
+        weight = options.target_weight
+        self.layout = layout
+        self.class_weight = None if weight is None else column(weight, layout)
+        self.indices, self.present = indices, values != 0
+        class_weight = np.ones(layout.classes) if weight is None else weight
+        self.weights: np.ndarray = class_weight[indices] * values
+        total, count, weighted_total = (
+            array.sum(axis=1, keepdims=True, dtype=np.float64) for array in (values, self.present, self.weights)
+        )
+        known, weighted_known = (np.full(count.shape, number) for number in (float(layout.classes), class_weight.sum()))
+        self.statistics = Statistics(total, count, known, weighted_total, weighted_known)
 
     def unknown(self, where: tuple) -> Optional[np.ndarray]:
         return None
@@ -218,9 +212,52 @@ class IndexLabels(Labels):
         array[(outer, self.indices[where][present], *inner)] -= (scale * self.weights[where])[present]
 
 
+def list_indices(labels: np.ndarray, layout: Layout, options: Options) -> Tuple[np.ndarray, np.ndarray]:
+    """Indices and values for ListedLabels, of lists of class indices padded with `options.padding`."""
+    given = labels != options.padding
+    bad = given & ~((labels >= 0) & (labels < layout.classes) & (labels == np.floor(labels)))
+    if bad.any():
+        first = np.argwhere(bad)[0]
+        raise InputError(
+            "labels",
+            f"{{labels}} has {labels[bad][0]:g} at {layout.locate(first, name_class=False)}, "
+            f"entry {first[1]} of the list; "
+            f"expected whole numbers from 0 to {layout.classes - 1}, or {options.padding:g} where the list is over",
+        )
+    ordered = np.sort(np.where(given, labels, -1), axis=1)
+    present = ordered >= 0
+    present[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]  # a repeated index counts once
+    return np.where(present, ordered, 0).astype(np.intp), present.astype(np.float64)
+
+
+def list_few(labels: np.ndarray, layout: Layout, options: Options) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """The same of dense labels, if they are few; None otherwise, and where DenseLabels has to look at them."""
+    if options.ignore_label is not None or not layout.flat or layout.classes < FEW**2:
+        return None
+    found = [np.empty(0, np.intp)]
+    for (rows,) in layout.blocks():
+        block = labels[rows]
+        places = np.flatnonzero(block != 0)
+        if FEW * len(places) > block.size:
+            return None
+        found.append(places + rows.start * layout.classes)
+    owners, classes = np.divmod(np.concatenate(found), max(layout.classes, 1))
+    counts = np.bincount(owners, minlength=layout.outer)
+    shape = (layout.outer, counts.max(initial=0))
+    if FEW * shape[0] * shape[1] > labels.size:
+        return None
+    place = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices, values = np.zeros(shape, np.intp), np.zeros(shape)
+    indices[owners, place], values[owners, place] = classes, labels[owners, classes]
+    possible = (values >= 0) & (values <= options.highest_label)
+    return (indices, values) if possible.all() and np.isfinite(values.sum(axis=1)).all() else None
+
+
 def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:
     """The labels in the format that the options name."""
-    return (IndexLabels if options.label_format == "indices" else DenseLabels)(labels, layout, options)
+    with np.errstate(over="ignore"):  # a sum that overflows is an error with a message
+        listed = (list_indices if options.label_format == "indices" else list_few)(labels, layout, options)
+        return DenseLabels(labels, layout, options) if listed is None else ListedLabels(*listed, layout, options)
 
 
 def affine_targets(total, positives, known, weighted_total, weighted_known, parts, smoothing, uniform):

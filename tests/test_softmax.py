@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from reference import reference_softmax
 
-from multilabel_softmax_loss import assert_gradient, check_function, sigmoid_cross_entropy, softmax_cross_entropy
+from multilabel_softmax_loss import (
+    assert_gradient,
+    check_function,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    targets,
+)
 from multilabel_softmax_loss.blobs import Layout
 from multilabel_softmax_loss.options import SoftmaxOptions
 from multilabel_softmax_loss.softmax import evaluate_softmax
@@ -385,6 +391,52 @@ def test_read_only_arrays_are_read():
 def test_an_ignore_label_that_the_labels_cannot_hold_is_refused(ignore_label):
     with pytest.raises(ValueError, match="'ignore_label' = 1e.*; expected a number that labels of float32 can hold"):
         softmax_cross_entropy(np.zeros((1, 3)), np.eye(1, 3, dtype=np.float32), ignore_label=ignore_label)
+
+
+# Dense labels that are few are listed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_normalization": "count", "label_smoothing": 0.1, "empty": "uniform"},
+        {"label_normalization": "none", "class_weight": np.linspace(0, 2, 200), "divergence": "kl"},
+    ],
+    ids=["defaults", "smoothing", "class weights"],
+)
+@pytest.mark.parametrize("function", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_listing_few_labels_changes_nothing(function, options, monkeypatch):
+    if function is sigmoid_cross_entropy:
+        options = {name: value for name, value in options.items() if name in ("label_smoothing", "class_weight")}
+    scores, labels = random_case((300, 200), density=0.02)
+    labels = np.minimum(labels, 1)
+    labels[3:5] = 0
+    weights = np.linspace(0, 1, 300)
+    results = []
+    for few in (targets.FEW, 1000):
+        monkeypatch.setattr(targets, "FEW", few)
+        listed = targets.list_few(labels, Layout((300, 200), (300, 200), None, SoftmaxOptions()), SoftmaxOptions())
+        assert (listed is None) == (few == 1000)
+        results.append(function(scores, labels, weights, **options))
+    (loss, gradient), (expected_loss, expected) = results
+    assert loss == pytest.approx(expected_loss, rel=1e-13)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("bad", [-1, np.nan, np.inf])
+def test_a_bad_label_among_few_is_named(bad):
+    labels = np.eye(5, 200)
+    labels[3, 150] = bad
+    with pytest.raises(ValueError, match=f"labels has {bad:g} at sample 3, class 150; expected finite labels >= 0"):
+        softmax_cross_entropy(np.zeros((5, 200)), labels)
+
+
+def test_few_labels_so_large_that_their_sum_overflows():
+    labels = np.eye(5, 200)
+    labels[3, :2] = 1.7e308
+    with pytest.raises(ValueError, match="so large that their sum overflows"):
+        softmax_cross_entropy(np.zeros((5, 200)), labels)
 
 
 # Memory
