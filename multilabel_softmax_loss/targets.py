@@ -44,7 +44,7 @@ class Labels:
         raise NotImplementedError
 
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """t of a block, float64, shaped like the scores' block. For "indices" the one place where it is made."""
+        """t of a block, float64, shaped like the scores' block. For lists the one place where it is made."""
         raise NotImplementedError
 
     def prepare(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> Any:
