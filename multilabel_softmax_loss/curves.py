@@ -35,7 +35,8 @@ def draw_curves(
     test_losses = [name for name in tests if name[name.index("_") + 1 :] in losses]
     for k, name in enumerate(test_losses):
         left.plot(*series(name), "o--", color=f"C{k}", markersize=4, markerfacecolor="white", label=name)
-    low, high = (np.percentile([row[name] for row in rows for name in losses if name in row], q) for q in (0, 98))
+    values = [row[name] for row in rows for name in losses if name in row]
+    low, high = (np.percentile(values, q) if values else 0.0 for q in (0, 98))
     if math.isfinite(high) and high > low:
         left.set_ylim(min(low, 0), 1.3 * high)  # the first steps may be far above all others
     left.set(xlabel="iteration", ylabel="loss", title="Loss")

@@ -18,6 +18,7 @@ from .nets import (
     load_net,
     phase_layers,
     read_prototxt,
+    running,
     sources,
     write_text,
 )
@@ -53,11 +54,19 @@ def run(arguments: Any) -> int:
 
 def run_here(arguments: Any) -> int:
     out = arguments.out or os.path.join(os.path.dirname(arguments.net), "deploy.prototxt")
-    check_output(out)
+    check_output(out, (".prototxt", ".txt"))
     if os.path.abspath(out) == os.path.abspath(arguments.net):
         raise UsageError(f"--out {out} is the training net itself; choose another name.")
     shape = parse_shape(arguments.input_shape) if arguments.input_shape else None
-    return deploy(arguments.net, out, arguments.weights, shape, arguments.scores, arguments.activation)
+    return deploy(
+        arguments.net,
+        out,
+        arguments.weights,
+        shape,
+        arguments.scores,
+        arguments.activation,
+        replace=arguments.out is not None,
+    )
 
 
 def parse_shape(text: str) -> Tuple[int, ...]:
@@ -79,8 +88,12 @@ def deploy(
     shape: Optional[Tuple[int, ...]] = None,
     scores: Optional[str] = None,
     activation: Optional[str] = None,
+    replace: bool = True,
 ) -> int:
-    """Write the deploy prototxt `out` of the training net `path`; the exit status."""
+    """Write the deploy prototxt `out` of the training net `path`; the exit status.
+
+    Without `replace` a file that says anything else stays.
+    """
     import cv2
 
     net = read_prototxt(path)
@@ -89,11 +102,13 @@ def deploy(
     shapes = {name: (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
     deployed = deploy_net(net, head, shapes)
     text = str(deployed)
+    if not replace and os.path.isfile(out) and str(read_prototxt(out)) != text:
+        raise UsageError(f"{out} is there already, and differs; --out {out} replaces it.")
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         model = os.path.join(folder, "proof.caffemodel")
         reference.save(model)
-        inputs = random_inputs(reference, list(shapes))
-        expected = head.probs(run_reference(reference, inputs, head.scores))
+        inputs = random_inputs(reference, list(shapes), path)
+        expected = head.probs(run_reference(reference, inputs, head.scores, path))
         found: Dict[str, Any] = {"Caffe": run_caffe(deployed, out, model, inputs)}
         found["OpenCV"] = run_opencv(text, model, inputs)
         if not agree(found["OpenCV"], expected) and hasattr(cv2.dnn.Net, "enableWinograd"):
@@ -248,10 +263,11 @@ def fill_zeros(net: Any) -> None:
             weights[...] = draw.randn(*weights.shape) / np.sqrt(max(weights[0].size, 1))
 
 
-def random_inputs(net: Any, names: Sequence[str]) -> Dict[str, np.ndarray]:
+def random_inputs(net: Any, names: Sequence[str], path: str) -> Dict[str, np.ndarray]:
     """Gaussian noise with the mean and the deviation of the net's first batch, or of 0 and 1 where it has no data."""
     draw = np.random.RandomState(0)
-    net.forward()
+    with running(path):
+        net.forward()
     inputs = {}
     for name in names:
         values = net.blobs[name].data
@@ -260,13 +276,14 @@ def random_inputs(net: Any, names: Sequence[str]) -> Dict[str, np.ndarray]:
     return inputs
 
 
-def run_reference(net: Any, inputs: Dict[str, np.ndarray], scores: str) -> np.ndarray:
+def run_reference(net: Any, inputs: Dict[str, np.ndarray], scores: str, path: str) -> np.ndarray:
     """The scores that a training net gives for inputs put in place of its data; its labels stay what they are."""
     for name, values in inputs.items():
         net.blobs[name].data[...] = values
     for index, name in enumerate(net.top_names):
         if net.bottom_names[name]:
-            net._forward(index, index)
+            with running(path):
+                net._forward(index, index)
     return net.blobs[scores].data.copy()
 
 
@@ -275,7 +292,8 @@ def run_caffe(deployed: Any, path: str, model: str, inputs: Dict[str, np.ndarray
     for name, values in inputs.items():
         net.blobs[name].reshape(*values.shape)
         net.blobs[name].data[...] = values
-    net.forward()
+    with running(path):
+        net.forward()
     return net.blobs[deployed.layer[-1].top[0]].data.copy()
 
 

@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from . import metrics
 from .native import UsageError, guarded
 from .nets import (
+    PICTURES,
     Head,
     add_head_arguments,
     batch_size,
@@ -24,6 +25,7 @@ from .nets import (
     read_lines,
     read_prototxt,
     replacing,
+    running,
     sources,
     write_text,
 )
@@ -77,8 +79,11 @@ def run(arguments: Any) -> int:
 
 
 def run_here(arguments: Any) -> int:
-    for path in (arguments.tune_thresholds, arguments.json, arguments.picture):
-        check_output(path)
+    check_output(arguments.tune_thresholds, (".json",))
+    check_output(arguments.json, (".json",))
+    check_output(arguments.picture, PICTURES)
+    if arguments.json and arguments.json == arguments.tune_thresholds:
+        raise UsageError(f"{arguments.json} is the file of both --json and --tune-thresholds; expected two.")
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
     truth, probs, known, head = net_outputs(
@@ -90,10 +95,16 @@ def run_here(arguments: Any) -> int:
         labels=arguments.labels,
         activation=arguments.activation,
     )
-    check_arguments(arguments, names, thresholds, truth.shape[1])
+    check_arguments(arguments, names, thresholds, truth.shape[1], head)
     tuned = metrics.tune_thresholds(truth, probs, known) if arguments.tune_thresholds else None
     report = evaluation(
-        truth, probs, known, arguments.k or [min(3, truth.shape[1])], thresholds=thresholds, tuned=tuned, names=names
+        truth,
+        probs,
+        known,
+        arguments.k or [min(3, truth.shape[1])],
+        thresholds=thresholds and thresholds.values,
+        tuned=tuned,
+        names=names,
     )
     report = {"net": arguments.net, "weights": arguments.weights, "probabilities": head.activation, **report}
     print(table(report))
@@ -106,13 +117,13 @@ def run_here(arguments: Any) -> int:
     return 0
 
 
-def check_arguments(arguments: Any, names: Optional[List[str]], thresholds: Any, classes: int) -> None:
+def check_arguments(
+    arguments: Any, names: Optional[List[str]], thresholds: Optional[Thresholds], classes: int, head: Head
+) -> None:
     if names is not None and len(names) != classes:
         raise UsageError(f"{arguments.classes} names {len(names)} classes; expected {classes}, as the net scores.")
-    if thresholds is not None and len(thresholds) != classes:
-        raise UsageError(
-            f"{arguments.thresholds} holds {len(thresholds)} thresholds; expected {classes}, as the net scores."
-        )
+    if thresholds is not None:
+        check_thresholds(thresholds, arguments.thresholds, classes, head.activation)
     for k in arguments.k or ():
         if not 1 <= k <= classes:
             raise UsageError(f"-k is {k}; expected 1 to {classes}, the number of classes.")
@@ -135,7 +146,7 @@ def net_outputs(
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase)
-    return (*collect(load_net(net, path, phase, weights), net, head, count), head)
+    return (*collect(load_net(net, path, phase, weights), net, head, count, path), head)
 
 
 def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> None:
@@ -169,14 +180,15 @@ def samples_of(net: Any, path: str, phase: str) -> int:
     return next(iter(counts.values()))
 
 
-def collect(loaded: Any, net: Any, head: Head, count: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows of `count` samples, each once: the last batch may begin the data anew, which is cut off."""
     from tqdm import tqdm
 
     size = batch_size(sources(net.layer)[0])
     parts = []
     for start in tqdm(range(0, count, size), unit="batch", leave=False, disable=not sys.stderr.isatty()):
-        loaded.forward()
+        with running(path):
+            loaded.forward()
         scores, labels = (loaded.blobs[name].data[: count - start] for name in (head.scores, head.labels))
         if not np.isfinite(scores).all():
             raise UsageError(f"blob {head.scores!r} is not finite for samples {start} to {start + len(scores) - 1}.")
@@ -286,6 +298,14 @@ def plain(value: Any) -> Any:
 # Thresholds
 
 
+class Thresholds(NamedTuple):
+    """One threshold per class, infinity for a class that is never decided for, and what a file says of them."""
+
+    values: np.ndarray
+    probabilities: Optional[str]
+    classes: Optional[List[str]]
+
+
 def write_thresholds(path: str, thresholds: np.ndarray, report: Dict[str, Any]) -> None:
     """A JSON file of one threshold per class, null for a class that is never decided for."""
     content = {
@@ -297,17 +317,30 @@ def write_thresholds(path: str, thresholds: np.ndarray, report: Dict[str, Any]) 
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_thresholds(path: str) -> np.ndarray:
-    """The thresholds that `write_thresholds` wrote; infinity for null."""
+def read_thresholds(path: str) -> Thresholds:
+    """What `write_thresholds` wrote."""
     expected = 'expected a JSON file with "thresholds": [...], as evaluate --tune-thresholds writes it'
     try:
         with open(path, encoding="utf-8") as file:
-            values = json.load(file)["thresholds"]
-        return np.array([np.inf if value is None else float(value) for value in values])
+            content = json.load(file)
+        values = np.array([np.inf if value is None else float(value) for value in content["thresholds"]])
+        return Thresholds(values, content.get("probabilities"), content.get("classes"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no file of thresholds ({error}); {expected}.") from error
+
+
+def check_thresholds(thresholds: Thresholds, path: str, classes: int, kind: Optional[str]) -> None:
+    """Raise a UsageError unless thresholds fit a net in number, and in the kind of probabilities where it is known."""
+    values, tuned, _ = thresholds
+    if len(values) != classes:
+        raise UsageError(f"{path} holds {len(values)} thresholds; expected {classes}, as the net scores.")
+    if kind in ("softmax", "sigmoid"):
+        if tuned not in (None, kind):
+            raise UsageError(f"{path} was tuned on {tuned} probabilities; expected {kind}, which this net gives.")
+        if (values[np.isfinite(values)] > 1).any() or not (values >= 0).all():
+            raise UsageError(f"{path} holds thresholds from {values.min():g} to {values.max():g}; expected 0 to 1.")
 
 
 # Picture
@@ -346,9 +379,9 @@ def draw_bars(axes: Any, report: Dict[str, Any], truth: np.ndarray) -> None:
     axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mAP {mean:.3f}")
     if len(order) <= 60:
         for place, value in zip(places, ap[order]):
-            inside = value > 0.15
-            axes.text(value, place, f" {value:.3f} ", color="white" if inside else "black", va="center", fontsize=8,
-                      ha="right" if inside else "left")  # fmt: skip
+            inside = value > 0.15  # at the foot of the bar, where the line of the mean is not
+            axes.text(0 if inside else value, place, f" {value:.3f}", color="white" if inside else "black",
+                      va="center", fontsize=8)  # fmt: skip
         axes.set_yticks(places)
         axes.set_yticklabels([report["per_class"][defined[k]]["class"] for k in order], fontsize=8)
     else:

@@ -28,6 +28,7 @@ from .gradient_check import (
     report_of,
 )
 from .gradient_check_blobs import CaffeRunner, Spec, StandInRunner, TopWithoutShape, flat
+from .native import quiet_caffe
 from .nets import find_class
 
 RAISED = (Exception, SystemExit)  # what a layer may raise; sys.exit() in one is a finding, and no way out of a check
@@ -91,14 +92,27 @@ def check_layer(
     check_numbers(tolerance, budget, seed)
     if mode not in ("auto", "caffe", "float64"):
         raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
+    for argument, value in (("module", module), ("layer", layer), ("param_str", param_str)):
+        if not isinstance(value, str):
+            raise TypeError(f"{argument} is {value!r}; expected a string, as in python_param.")
+    if isinstance(bottoms, np.ndarray):
+        raise TypeError("bottoms is one array; expected a list of arrays, one per bottom.")
     arrays = [checked_array(bottom, f"bottoms[{i}]").astype(np.float32) for i, bottom in enumerate(bottoms)]
+    for i, array in enumerate(arrays):
+        if array.size == 0:
+            raise ValueError(f"bottoms[{i}] is empty, of shape {array.shape}; Caffe makes no gradient of nothing.")
     wrt = tuple(int(i) for i in wrt)
     if not all(0 <= i < len(arrays) for i in wrt):
         raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")
     loss_weights = tuple(np.broadcast_to(np.asarray(loss_weight, dtype=float), (tops,)).tolist())
-    if not any(loss_weights):
-        raise ValueError(f"loss_weight is {loss_weight}; expected one that is not 0, or there is no gradient to check.")
+    if not any(loss_weights) or not np.isfinite(loss_weights).all():
+        raise ValueError(f"loss_weight is {loss_weight}; expected one that is not 0, and all finite.")
+    quiet_caffe()
     layer_class = find_class(module, layer)
+    if not isinstance(layer_class, type):
+        raise ValueError(
+            f"{module}.{layer} is a {type(layer_class).__name__}; expected a class derived from caffe.Layer."
+        )
     spec = Spec(module, layer, param_str, tops, loss_weights, wrt)
     saved = np.random.get_state(), python_random.getstate()
     try:

@@ -62,6 +62,11 @@ class MultilabelLossLayer(caffe.Layer):
             raise self.explain(error) from error
         if self.shapes is None:
             load_kernels(type(self).evaluate, self.layout, self.options)
+            if self.options.label_format == "indices" and shapes[0] == shapes[1]:
+                self.warn(
+                    'param_str has label_format "indices", and bottom[1] (labels) the shape of bottom[0] (scores): its '
+                    'numbers are taken for class indices.\n    Labels of 0 and 1 per class need label_format "dense".'
+                )
         self.shapes = shapes
         self.gradient: Any = None
         self.divisor = None
@@ -117,14 +122,15 @@ class MultilabelLossLayer(caffe.Layer):
         """Whether top[0].diff, which holds loss_weight in forward already, is not 0; warns if it is."""
         if float(top[0].diff) != 0:
             return True
-        warnings.warn(
-            f"{type(self).__name__}: loss_weight is 0 in the TRAIN phase, so Caffe never calls backward and "
-            "nothing learns from this loss.\n    Add loss_weight: 1 to this layer; Caffe gives a Python layer none "
-            "by itself. (If another layer takes top[0], all is well.)",
-            RuntimeWarning,
-            stacklevel=2,
+        self.warn(
+            "loss_weight is 0 in the TRAIN phase, so Caffe never calls backward and nothing learns from this loss.\n"
+            "    Add loss_weight: 1 to this layer; Caffe gives a Python layer none by itself. (If another layer takes "
+            "top[0], all is well.)"
         )
         return False
+
+    def warn(self, text: str) -> None:
+        warnings.warn(f"{type(self).__name__}: {text}", RuntimeWarning, stacklevel=3)
 
     def explain(self, error: InputError) -> ValueError:
         return ValueError(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import Any, Callable, Iterator, List
@@ -101,6 +102,7 @@ def child() -> None:
         os.dup2(file.fileno(), 2)
     tempfile.tempdir = os.path.dirname(log)  # what this process leaves there if it dies, its parent removes
     quiet_caffe()
+    warnings.formatwarning = lambda message, *_: f"{PROGRAM} {arguments.command}: warning: {message}\n"
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     mask_signals("SIG_UNBLOCK")

@@ -7,6 +7,7 @@ import difflib
 import io
 import math
 import os
+import sys
 import tempfile
 import traceback
 from contextlib import contextmanager, redirect_stderr
@@ -21,6 +22,8 @@ from .options import parse_literal
 SOFTMAX_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss")
 PYTHON_LOSSES = {"MultilabelSoftmaxLossLayer": "softmax", "MultilabelSigmoidLossLayer": "sigmoid"}
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError)  # what a Python layer raises for bad input
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 @contextmanager
@@ -50,16 +53,17 @@ def replacing(path: str) -> Iterator[str]:
                 os.remove(temporary)
 
 
-def check_output(path: Optional[str]) -> None:
-    """Say before the work, not after it, that a file cannot be written."""
+def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
+    """Say before the work, not after it, that a file cannot be written, or is not of the `kinds` (its suffixes)."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(folder):
         raise UsageError(f"{path} cannot be written; expected a file name in a folder that exists.")
-    pictures = (".png", ".pdf", ".svg", ".jpg")
-    if os.path.splitext(path)[1] not in (*pictures, ".json", ".prototxt", ".txt"):
-        raise UsageError(f"{path}: unknown kind of file; expected {', '.join(pictures)} or .json.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written: no permission to write in {folder}.")
+    if os.path.splitext(path)[1] not in kinds:
+        raise UsageError(f"{path}: unknown kind of file; expected {' or '.join(kinds)}.")
 
 
 def write_text(path: str, text: str) -> None:
@@ -163,7 +167,7 @@ class Head:
     """A blob of scores: the blob of its labels, and what makes probabilities of the scores.
 
     `label_format` is "dense", "indices" (lists of classes, padded with `ignore_label`) or "class" (one class, as
-    SoftmaxWithLoss takes it).
+    SoftmaxWithLoss takes it). `loss_weight` is that of the layer.
     """
 
     scores: str
@@ -172,6 +176,7 @@ class Head:
     axis: int = 1
     label_format: str = "dense"
     ignore_label: Optional[float] = None
+    loss_weight: float = dataclasses.field(default=1.0, compare=False)
 
     def probs(self, scores: np.ndarray) -> np.ndarray:
         """The probabilities of scores, in float64."""
@@ -264,7 +269,7 @@ def find_heads(layers: Sequence[Any]) -> List[Head]:
         else:
             continue
         if head not in heads:
-            heads.append(head)
+            heads.append(dataclasses.replace(head, loss_weight=layer.loss_weight[0] if layer.loss_weight else 1.0))
     return heads
 
 
@@ -291,6 +296,7 @@ def choose_head(
             raise unknown_name("blob", name, tops, path)
     heads = [head for head in find_heads(layers) if scores in (None, head.scores)]
     heads = [head for head in heads if head.labels == labels] or heads
+    heads = [head for head in heads if head.activation == activation] or heads
     if not heads and scores:
         if not activation:
             raise UsageError(
@@ -303,9 +309,10 @@ def choose_head(
             f"{path} has no loss layer known here ({', '.join([*PYTHON_LOSSES, *SOFTMAX_LOSSES[:2]])}, "
             "SigmoidCrossEntropyLoss); name the blobs with --scores and --labels, and --activation."
         )
-    if len(heads) > 1:
-        found = ", ".join(head.scores for head in heads)
-        raise UsageError(f"{path} has losses on several scores ({found}); choose one with --scores.")
+    for option, field in (("--scores", "scores"), ("--labels", "labels"), ("--activation", "activation")):
+        found = list(dict.fromkeys(str(getattr(head, field)) for head in heads))
+        if len(found) > 1:
+            raise UsageError(f"{path} has losses of several {field} ({', '.join(found)}); choose with {option}.")
     head = heads[0]
     return dataclasses.replace(head, activation=activation or head.activation, labels=labels or head.labels)
 
@@ -351,7 +358,8 @@ def count_hdf5(layer: Any) -> int:
                 missing = [top for top in layer.top if top not in file]
                 if missing:
                     raise unknown_name("data set", missing[0], list(file), f"{path} (layer {layer.name!r})")
-                lengths = {top: file[top].shape[0] if file[top].shape else 0 for top in layer.top}
+                check_numbers(file, layer, path)
+                lengths = {top: file[top].shape[0] for top in layer.top}
         except OSError as error:
             raise UsageError(f"{path}, named in {source}, is no readable HDF5 file: {error}.") from error
         if len(set(lengths.values())) > 1:
@@ -360,6 +368,18 @@ def count_hdf5(layer: Any) -> int:
     if total == 0:
         raise UsageError(f"{source} (source of layer {layer.name!r}) is an empty set; expected at least one sample.")
     return total
+
+
+def check_numbers(file: Any, layer: Any, path: str) -> None:
+    """Raise a UsageError for a data set of an HDF5 file that Caffe cannot read."""
+    for top in layer.top:
+        data = file[top]
+        if data.dtype.kind not in "fiu":
+            raise UsageError(f"{path} has {data.dtype} in data set {top!r} (layer {layer.name!r}); expected float32.")
+        if not data.shape:
+            raise UsageError(
+                f"{path} has a single number in data set {top!r} (layer {layer.name!r}); expected one row per sample."
+            )
 
 
 def count_lmdb(layer: Any) -> int:
@@ -378,6 +398,26 @@ def count_lmdb(layer: Any) -> int:
     if total == 0:
         raise UsageError(f"{source} (source of layer {layer.name!r}) is an empty set; expected at least one sample.")
     return total
+
+
+def check_data(layers: Sequence[Any], path: str) -> None:
+    """Raise a UsageError for a source of the net `path` that is missing, empty or torn, or is not as long as another.
+
+    Two data layers of one top each are one set, of samples and of labels; with tops of their own for both they may be
+    two sets of any length.
+    """
+    lengths = {}
+    for layer in sources(layers):
+        if layer.type == "HDF5Data" or (layer.type == "Data" and layer.data_param.backend == layer.data_param.LMDB):
+            lengths[layer.name] = count_samples(layer)
+            if batch_size(layer) < 1:
+                raise UsageError(
+                    f"{path}: layer {layer.name!r} has batch_size {batch_size(layer)}; expected at least 1."
+                )
+        elif layer.type == "ImageData":
+            read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")
+    if len(set(lengths.values())) > 1 and all(len(layer.top) == 1 for layer in sources(layers)):
+        raise UsageError(f"{path} reads sources of different lengths: {lengths}; expected one label per image.")
 
 
 def read_lines(path: str, what: str) -> List[str]:
@@ -440,7 +480,33 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
             )
         check_shapes(loaded, stored, weights, path)
         loaded.copy_from(weights)
+        check_finite_weights(loaded, weights)
     return loaded
+
+
+def not_finite(net: Any) -> Optional[str]:
+    """The first layer of a net that has a weight which is not finite."""
+    for name, blobs in net.params.items():
+        if not all(np.isfinite(blob.data).all() for blob in blobs):
+            return name
+    return None
+
+
+def check_finite_weights(net: Any, weights: str) -> None:
+    layer = not_finite(net)
+    if layer is not None:
+        raise UsageError(
+            f"{weights} has weights of layer {layer!r} that are not finite; expected those of a run that did well."
+        )
+
+
+@contextmanager
+def running(path: str) -> Iterator[None]:
+    """Turn what the Python layers of the net `path` raise while it runs into a UsageError."""
+    try:
+        yield
+    except LAYER_ERRORS as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 @contextmanager
@@ -453,6 +519,7 @@ def python_layer_errors(path: str) -> Iterator[None]:
     try:
         with redirect_stderr(said):
             yield
+        sys.stderr.write(said.getvalue())  # such as warnings
     except SystemError as error:
         lines = [line for line in said.getvalue().splitlines() if line and not line[0].isspace()]
         raise UsageError(f"{path} has a Python layer that cannot be made: {lines[-1] if lines else error}") from error

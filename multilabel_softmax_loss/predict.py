@@ -11,9 +11,18 @@ import numpy as np
 
 from . import metrics
 from .deploy import deploy_head, deploy_net, input_names, reference_net
-from .evaluate import read_thresholds
+from .evaluate import check_thresholds, read_thresholds
 from .native import UsageError, guarded
-from .nets import add_head_arguments, find_heads, load_net, phase_layers, read_lines, read_prototxt, unknown_name
+from .nets import (
+    add_head_arguments,
+    find_heads,
+    load_net,
+    phase_layers,
+    read_lines,
+    read_prototxt,
+    running,
+    unknown_name,
+)
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
 
 BATCH = 32
@@ -93,7 +102,8 @@ def predict(
         raise UsageError(f"{weights} is no file; expected weights.")
     recipe = find_preprocessing(weights, preprocessing)
     names = read_lines(classes, "--classes") if classes else None
-    levels = read_thresholds(thresholds) if thresholds else threshold
+    tuned = read_thresholds(thresholds) if thresholds else None
+    levels = tuned.values if tuned else threshold
     if at_least_one and levels is None:
         raise UsageError("--at-least-one needs --threshold or --thresholds; the K likeliest are never none.")
     missing = [path for path in images if not os.path.isfile(path)]
@@ -102,7 +112,7 @@ def predict(
     loaded, output, kind = prediction_net(net, weights, scores, activation)
     probs = run_images(loaded, output, images, recipe, net)
     width = probs.shape[1]
-    names = names or stored_names(thresholds) or [str(k) for k in range(width)]
+    names = names or (tuned and tuned.classes) or [str(k) for k in range(width)]
     if len(names) != width:
         raise UsageError(f"{classes or thresholds} names {len(names)} classes; expected {width}, as the net scores.")
     if levels is None:
@@ -111,7 +121,12 @@ def predict(
             raise UsageError(f"--top-k is {k}; expected 1 to {width}, the number of classes.")
         decided = metrics.top_k(probs, k)
     else:
-        check_levels(levels, width, thresholds, kind)
+        if tuned and thresholds:
+            check_thresholds(tuned, thresholds, width, kind)
+        elif threshold is not None:
+            low, high = (0, 1) if kind else (-np.inf, np.inf)  # what no layer made probabilities may be any numbers
+            if not low <= threshold <= high:
+                raise UsageError(f"--threshold is {threshold:g}; expected a number from {low} to {high}.")
         decided = metrics.above(probs, levels, at_least_one)
     return [
         {
@@ -124,29 +139,6 @@ def predict(
         }
         for image, row, chosen in zip(images, probs, decided)
     ]
-
-
-def check_levels(levels: Any, width: int, thresholds: Optional[str], kind: Optional[str]) -> None:
-    """Thresholds fit the net in number, and were tuned on the same kind of probabilities; one is a probability."""
-    if thresholds is None:
-        low, high = (0, 1) if kind else (-np.inf, np.inf)  # what no layer made probabilities may be any numbers
-        if not low <= levels <= high:
-            raise UsageError(f"--threshold is {levels:g}; expected a number from {low} to {high}.")
-        return
-    if len(levels) != width:
-        raise UsageError(f"{thresholds} holds {len(levels)} thresholds; expected {width}, as the net scores.")
-    with open(thresholds, encoding="utf-8") as file:
-        tuned = json.load(file).get("probabilities", kind)
-    if kind is not None and tuned != kind:
-        raise UsageError(f"{thresholds} was tuned on {tuned} probabilities; expected {kind}, which this net gives.")
-
-
-def stored_names(thresholds: Optional[str]) -> Optional[List[str]]:
-    """The names of the classes that a file of thresholds holds."""
-    if thresholds is None:
-        return None
-    with open(thresholds, encoding="utf-8") as file:
-        return json.load(file).get("classes")
 
 
 def prediction_net(
@@ -199,9 +191,12 @@ def run_images(net: Any, output: str, images: Sequence[str], recipe: Preprocessi
             batch.append(recipe.apply(image, height, width))
         blob.reshape(len(batch), channels, height, width)
         blob.data[...] = batch
-        net.forward()
+        with running(path):
+            net.forward()
         probs = net.blobs[output].data.astype(np.float64)
         if probs.size != len(batch) * probs.shape[1]:
             raise UsageError(f"blob {output!r} has shape {probs.shape}; expected one answer per image, (N, classes).")
+        if not np.isfinite(probs).all():
+            raise UsageError(f"blob {output!r} is not finite for images {start} to {start + len(batch) - 1}.")
         parts.append(probs.reshape(len(batch), -1))
     return np.concatenate(parts)

@@ -77,9 +77,19 @@ class RunFolder:
             self.handle = None
 
     def check_unused(self) -> None:
-        """Raise a UsageError if a run has been here, which nothing may overwrite."""
-        if self.manifests() or os.path.exists(self.best_path):
+        """Raise a UsageError if a run has been here, which nothing may overwrite; without an iteration it is none."""
+        names = self.manifests()
+        begun = any(iteration_of(name) > 0 for name in names) or (not names and os.path.exists(self.best_path))
+        if begun or self.has_history():
             raise UsageError(f"{self.path} holds a run already; go on with --resume, or choose another --out.")
+
+    def has_history(self) -> bool:
+        try:
+            return bool(read_history(self.history_path)[1])
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError):
+            return True  # a file of that name that is not ours
 
     def clean(self) -> None:
         """Remove what a killed process left under temporary names."""

@@ -224,10 +224,10 @@ def list_indices(labels: np.ndarray, layout: Layout, options: Options) -> Tuple[
             f"entry {first[1]} of the list; "
             f"expected whole numbers from 0 to {layout.classes - 1}, or {options.padding:g} where the list is over",
         )
-    ordered = np.sort(np.where(given, labels, -1), axis=1)
+    ordered = np.sort(np.where(given, np.where(given, labels, 0).astype(np.intp), -1), axis=1)
     present = ordered >= 0
     present[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]  # a repeated index counts once
-    return np.where(present, ordered, 0).astype(np.intp), present.astype(np.float64)
+    return np.where(present, ordered, 0), present.astype(np.float64)
 
 
 def list_few(labels: np.ndarray, layout: Layout, options: Options) -> Optional[Tuple[np.ndarray, np.ndarray]]:

@@ -19,10 +19,14 @@ from .blobs import InputError
 from .curves import draw_curves
 from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
+    LAYER_ERRORS,
     Head,
+    check_data,
+    check_finite_weights,
     check_python_layers,
     check_shapes,
     find_heads,
+    not_finite,
     period,
     phase_layers,
     python_layer_errors,
@@ -36,6 +40,7 @@ from .preprocessing import write_preprocessing
 from .snapshots import History, RunFolder
 
 NEVER = 2**31 - 1  # Caffe wants a test_interval wherever there is a test net; the tests are made here
+POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 RANKING = ("mAP", "LRAP", "coverage")
 LOWER_IS_BETTER = ("loss", "coverage", "error")
 
@@ -114,8 +119,6 @@ def train(
     Diverged : the loss, or a weight, is not finite; the last good snapshot is kept.
     """
     param = read_prototxt(solver, "SolverParameter")
-    if param.max_iter <= 0:
-        raise UsageError(f"{solver} has no max_iter; expected the number of iterations to train.")
     if k is not None and k < 1:
         raise UsageError(f"-k is {k}; expected a whole number of at least 1.")
     prefix = os.path.basename(param.snapshot_prefix) or os.path.splitext(os.path.basename(solver))[0]
@@ -123,6 +126,7 @@ def train(
     if resume and not os.path.isdir(folder.path):
         raise UsageError(f"{folder.path} is no folder; expected the --out of the run to resume.")
     nets = solver_nets(param, solver)
+    check_solver(param, solver)
     if weights is not None:
         read_weights(weights)
     try:
@@ -157,6 +161,19 @@ def train(
         folder.unlock()
 
 
+def check_solver(param: Any, path: str) -> None:
+    """Raise a UsageError for what Caffe would find missing or impossible at the first iteration only, or never."""
+    if param.max_iter <= 0:
+        raise UsageError(f"{path} has no max_iter; expected the number of iterations to train.")
+    if not param.HasField("base_lr") or not math.isfinite(param.base_lr):
+        given = f"base_lr {param.base_lr:g}" if param.HasField("base_lr") else "no base_lr"
+        raise UsageError(f"{path} has {given}; expected the learning rate to start with.")
+    if param.lr_policy not in POLICIES:
+        raise UsageError(f"{path} has lr_policy {param.lr_policy!r}; expected one of {', '.join(POLICIES)}.")
+    if param.iter_size < 1:
+        raise UsageError(f"{path} has iter_size {param.iter_size}; expected at least 1.")
+
+
 @contextmanager
 def stopping() -> Iterator[List[int]]:
     """A list that is empty until this process is asked to end, by Ctrl-C or SIGTERM."""
@@ -183,6 +200,7 @@ def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
         found = phase_layers(net, phase)
         check_python_layers(found, file)
         check_fed(net, found, file, phase)
+        check_data(found, file)
         return found
 
     common = [(path, param.net_param)] if param.HasField("net_param") else []
@@ -222,6 +240,7 @@ def load_matching(net: Any, weights: str, path: str) -> None:
         raise UsageError(f"{weights} has no layer of the net of {path}; it has {shortlist(stored)}.")
     check_shapes(net, stored, weights, path)
     net.copy_from(weights)
+    check_finite_weights(net, weights)
     if fresh:
         say(f"{weights} has no weights for {shortlist(fresh)}, which begin afresh.")
 
@@ -263,7 +282,7 @@ class Run:
         self.drawn, self.drawing = time.monotonic(), 0.25  # the first picture after 5 seconds
         self.history: Any = None  # opened by start()
         self.heads = [self.head_of(number) for number in range(len(self.solver.test_nets))]
-        self.losses = scalar_outputs(self.solver.net)
+        self.losses = loss_outputs(self.solver.net, path)
         self.test_columns = [name for number in range(len(self.heads)) for name in self.columns_of(number)]
         self.metric = self.choose_metric(best_by)
 
@@ -286,12 +305,18 @@ class Run:
             return caffe.get_solver(path)
 
     def head_of(self, number: int) -> Optional[Head]:
-        """Where test net `number` has scores and labels; None unless that is clear."""
+        """The scores and labels of test net `number`, of the loss that weighs most; None without such a loss."""
+        net = self.solver.test_nets[number]
         heads = find_heads(self.nets[1][number])
-        if len(heads) != 1:
+        heads = [head for head in heads if net.blobs[head.scores].data.shape[head.axis] > 1]
+        if not heads:
             return None
-        shape = self.solver.test_nets[number].blobs[heads[0].scores].data.shape
-        return heads[0] if shape[heads[0].axis] > 1 else None
+        head = max(heads, key=lambda head: head.loss_weight)  # the first of equals
+        if len(heads) > 1:
+            say(
+                f"The TEST net has {len(heads)} losses; the metrics are those of {head.scores!r}, by {head.activation}."
+            )
+        return head
 
     def columns_of(self, number: int) -> List[str]:
         """The columns of test net `number`: its scalar outputs, then the metrics."""
@@ -331,8 +356,9 @@ class Run:
             self.history.close()
 
     def resume(self, manifest: Dict[str, Any]) -> None:
-        self.folder.restore(self.solver, manifest)
         self.weights = os.path.join(self.folder.path, next(name for name in manifest["files"] if ".caffemodel" in name))
+        check_same_layers(self.solver.net, self.weights, self.path)
+        self.folder.restore(self.solver, manifest)
         self.tests, self.seconds = manifest["tests"], manifest["seconds"]
         self.best = self.folder.best() or manifest["best"]
         if self.best is not None and self.best["metric"] != self.metric:
@@ -403,11 +429,8 @@ class Run:
         reseed(self.seed, 0, iteration)
         try:
             self.solver.step(1)
-        except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # of a Python layer
-            cause = error.__cause__
-            if isinstance(cause, InputError) and cause.kind == "scores":
-                raise Diverged(self.last_good(f"iteration {iteration}: {error}")) from error
-            raise UsageError(f"iteration {iteration}: {error}") from error
+        except LAYER_ERRORS as error:
+            raise self.explain(error, f"iteration {iteration}") from error
         for name in self.losses:
             row[name] = float(self.solver.net.blobs[name].data)
 
@@ -423,16 +446,25 @@ class Run:
                 reason = f"iteration {row['iteration']}: {name} is {row[name]}."
                 raise Diverged(self.last_good(f"{reason} Lower base_lr, or look at the data."))
 
+    def explain(self, error: Exception, moment: str) -> Exception:
+        """What to raise for what a Python layer raised: scores that are not finite are the end of a run."""
+        cause = error.__cause__
+        if isinstance(cause, InputError) and cause.kind == "scores":
+            return Diverged(self.last_good(f"{moment}: {error}"))
+        return UsageError(f"{moment}: {error}")
+
     def last_good(self, text: str) -> str:
         self.draw(finished=True)
+        if self.weights is None:
+            return text
         return f"{text}\n    The last good snapshot is kept: {self.weights}. --resume goes on from it."
 
     def save(self) -> None:
         """A snapshot, unless a weight is not finite."""
-        for name, blobs in self.solver.net.params.items():
-            if not all(np.isfinite(blob.data).all() for blob in blobs):
-                text = f"iteration {self.solver.iter}: the weights of layer {name!r} are not finite. Lower base_lr."
-                raise Diverged(self.last_good(text))
+        layer = not_finite(self.solver.net)
+        if layer is not None:
+            text = f"iteration {self.solver.iter}: the weights of layer {layer!r} are not finite. Lower base_lr."
+            raise Diverged(self.last_good(text))
         self.history.flush()
         record = {"seed": self.seed, "tests": self.tests, "seconds": self.seconds, "best": self.best}
         self.weights = self.folder.save(self.solver, self.scratch, record)
@@ -474,8 +506,8 @@ class Run:
                 return None
             try:
                 net.forward()
-            except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # of a Python layer
-                raise UsageError(f"test at iteration {self.solver.iter}: {error}") from error
+            except LAYER_ERRORS as error:
+                raise self.explain(error, f"test at iteration {self.solver.iter}") from error
             sums += [float(net.blobs[name].data) for name in names]
             if head is not None:
                 scores = net.blobs[head.scores].data
@@ -486,6 +518,8 @@ class Run:
         figures = list(sums / batches)
         if head is not None:
             truth, probs, known = (np.concatenate(parts) for parts in zip(*rows))
+            if not truth.any():
+                say(f"The TEST net's {head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")
             ranking = metrics.ranking_metrics(truth, probs, known)
             decisions = metrics.decision_metrics(truth, metrics.top_k(probs, self.k or 1), known)
             figures += [ranking[name] for name in RANKING] + [decisions["CF1"], decisions["OF1"]]
@@ -515,6 +549,29 @@ class Run:
 
 def scalar_outputs(net: Any) -> List[str]:
     return [name for name in net.outputs if net.blobs[name].data.size == 1]
+
+
+def loss_outputs(net: Any, path: str) -> List[str]:
+    """The scalar outputs of a training net, or, where it has none, its scalar losses."""
+    weights = net.blob_loss_weights
+    losses = [name for name in net.blobs if weights[name]]
+    if not losses:
+        raise UsageError(
+            f"The TRAIN net of {path} has no loss; expected a loss layer. One in Python needs loss_weight: 1 in it."
+        )
+    return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
+
+
+def check_same_layers(net: Any, weights: str, path: str) -> None:
+    """Raise a UsageError unless the net has the layers of the weights it is to go on with."""
+    stored = read_weights(weights)
+    fresh = [name for name in net.params if name not in stored]
+    if fresh:
+        raise UsageError(
+            f"{weights} has no weights for layer {fresh[0]!r} of {path}; it has {shortlist(stored)}. A run is resumed "
+            "with the net it began with; start a new one with --weights to keep what fits."
+        )
+    check_shapes(net, stored, weights, path)
 
 
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int) -> None:

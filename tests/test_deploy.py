@@ -2,12 +2,13 @@
 
 import re
 
+import caffe
 import cv2
 import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from tiny_nets import CLASSES, OURS, SIGMOID, inner_product, listing, make_run, run_command, write_hdf5
+from tiny_nets import CLASSES, OURS, SIGMOID, inner_product, listing, make_run, poisoned, run_command, write_hdf5
 
 from multilabel_softmax_loss import deploy as deploy_module
 from multilabel_softmax_loss.deploy import deploy, parse_shape
@@ -184,6 +185,7 @@ def test_the_loss_of_the_train_phase_serves_where_the_test_phase_has_none(tmp_pa
     [
         pytest.param(("", ""), {"weights": "no.caffemodel"}, "no.caffemodel is no file", id="no weights"),
         pytest.param(("", ""), {"weights": "images.h5"}, "is torn, or no weights file", id="foreign weights"),
+        pytest.param(("", ""), {"weights": "nan.caffemodel"}, "that are not finite", id="nan in the weights"),
         pytest.param(("", ""), {"scores": "scor"}, "has no blob 'scor'; did you mean 'scores'?", id="blob name"),
         pytest.param(('"Python"', '"Silence"'), {}, "has no loss layer known here", id="no loss"),
         pytest.param(("layer {", "layers { type: RELU } layer {"), {}, "old format", id="old format"),
@@ -195,10 +197,37 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
     path = tmp_path / "train_val.prototxt"
     image_net(tmp_path, OURS % "")
     path.write_text(path.read_text().replace(*change))
+    if "nan.caffemodel" in options.values():
+        caffe.Net(str(path), caffe.TEST).save("nan.caffemodel")
+        (tmp_path / "nan.caffemodel").write_bytes(poisoned("nan.caffemodel"))
     before = listing(tmp_path)
     with pytest.raises(UsageError, match=re.escape(message)):
         deploy(str(path), "deploy.prototxt", **options)
     assert listing(tmp_path) == before
+
+
+def test_a_deploy_net_of_another_hand_is_replaced_only_if_it_is_named(tmp_path):
+    path = image_net(tmp_path, OURS % "")
+    deployed = tmp_path / "deploy.prototxt"
+    run_command("deploy", path, folder=tmp_path, check=0)
+    run_command("deploy", path, folder=tmp_path, check=0)  # what it wrote itself is no loss
+    mine = deployed.read_text().replace('name: "hidden"', 'name: "mine"')
+    deployed.write_text(mine)
+    process = run_command("deploy", path, folder=tmp_path, check=2)
+    assert f"{deployed} is there already, and differs; --out {deployed} replaces it." in process.stderr
+    assert deployed.read_text() == mine
+    run_command("deploy", path, "--out", deployed, folder=tmp_path, check=0)
+    assert deployed.read_text() != mine
+
+
+def test_labels_that_the_loss_refuses_are_told_in_a_sentence(tmp_path):
+    import h5py
+
+    path = image_net(tmp_path, OURS % "")
+    with h5py.File(tmp_path / "images.h5", "r+") as file:
+        file["label"][2, 1] = -1
+    with pytest.raises(UsageError, match=r"train_val.prototxt: MultilabelSoftmaxLossLayer: bottom\[1\] .* has -1 at"):
+        deploy(path, str(tmp_path / "deploy.prototxt"))
 
 
 @pytest.mark.parametrize("text", ["1,", "1,x", "1,0,2,2", "1,3,99999999999,1", f"1,{10**30}", "1,65536,65536"])

@@ -7,7 +7,19 @@ import re
 import h5py
 import numpy as np
 import pytest
-from tiny_nets import CLASSES, OURS, SIGMOID, body, listing, make_labels, make_run, run_command, write_hdf5, write_lmdb
+from tiny_nets import (
+    CLASSES,
+    OURS,
+    SIGMOID,
+    body,
+    listing,
+    make_labels,
+    make_run,
+    poisoned,
+    run_command,
+    write_hdf5,
+    write_lmdb,
+)
 
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.evaluate import add_arguments, net_outputs, read_thresholds, run_here
@@ -105,7 +117,7 @@ def test_a_class_without_positives_is_said_counted_and_left_out(trained, tmp_pat
     assert report["classes_without_positives"] == ["2"]
     assert ap[2] is None
     assert report["metrics"]["net, top 3"]["mAP"] == pytest.approx(np.mean([ap[k] for k in (0, 1, 3, 4, 5)]))
-    assert read_thresholds(str(tmp_path / "t.json"))[2] == np.inf
+    assert read_thresholds(str(tmp_path / "t.json")).values[2] == np.inf
 
 
 SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -183,12 +195,26 @@ def test_the_blobs_can_be_named_for_a_loss_that_is_not_known(trained, tmp_path):
     assert np.array_equal(found[1], net_outputs(str(trained / "train_val.prototxt"), weights)[1])
 
 
+def test_of_two_losses_on_the_same_scores_one_is_chosen_by_its_activation(trained, tmp_path):
+    net = (trained / "train_val.prototxt").read_text()
+    (tmp_path / "net.prototxt").write_text(net + SIGMOID.replace('"loss"', '"second"'))
+    weights, path = str(trained / "run" / "best.caffemodel"), str(tmp_path / "net.prototxt")
+    with pytest.raises(
+        UsageError, match=r"losses of several activation \(softmax, sigmoid\); choose with --activation"
+    ):
+        net_outputs(path, weights)
+    expected = net_outputs(str(trained / "train_val.prototxt"), weights)[1]
+    assert np.array_equal(net_outputs(path, weights, activation="softmax")[1], expected)
+    assert not np.array_equal(net_outputs(path, weights, activation="sigmoid")[1], expected)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         pytest.param(["no.caffemodel"], "no.caffemodel is no file; expected weights", id="missing weights"),
         pytest.param(["torn.caffemodel"], "is torn, or no weights file", id="torn weights"),
         pytest.param(["other.caffemodel"], "has no weights for layer 'hidden'", id="weights of another net"),
+        pytest.param(["nan.caffemodel"], "has weights of layer 'scores' that are not finite", id="nan in the weights"),
         pytest.param(["narrow.caffemodel"], "for layer 'scores'; expected [(6, 10), (6,)]", id="shape"),
         pytest.param(["good", "--scores", "score"], "no blob 'score'; did you mean 'scores'?", id="blob name"),
         pytest.param(["good", "--labels", "data"], "(10, 5); expected (10, 6)", id="labels"),
@@ -196,14 +222,23 @@ def test_the_blobs_can_be_named_for_a_loss_that_is_not_known(trained, tmp_path):
         pytest.param(["good", "--data", "foreign.txt"], "has no data set 'label'; it has data", id="foreign set"),
         pytest.param(["good", "--data", "torn.txt"], "is no readable HDF5 file", id="torn set"),
         pytest.param(["good", "--data", "zeros.txt"], "holds no positive label in 5 samples", id="no positives at all"),
+        pytest.param(["good", "--data", "bad.txt"], "bottom[1] (labels) has -1 at sample 3, class 2", id="bad"),
+        pytest.param(["good", "--data", "bool.txt"], "has bool in data set 'label' (layer ", id="bool"),
+        pytest.param(["good", "--data", "scalar.txt"], "has a single number in data set 'label'", id="no rows"),
         pytest.param(["good", "--data", "wide.txt"], "(10, 7); expected (10, 6)", id="label width"),
         pytest.param(["good", "-k", "7"], "-k is 7; expected 1 to 6", id="k"),
         pytest.param(["good", "--classes", "two.txt"], "names 2 classes; expected 6", id="class names"),
         pytest.param(["good", "--thresholds", "two.txt"], "is no file of thresholds", id="foreign thresholds"),
+        pytest.param(["good", "--thresholds", "sigmoid.json"], "tuned on sigmoid probabilities; expected softmax",
+                     id="thresholds of the other loss"),
+        pytest.param(["good", "--thresholds", "high.json"], "holds thresholds from 0.5 to 3; expected 0 to 1",
+                     id="thresholds that are no probabilities"),
+        pytest.param(["good", "--json", "t.json"], "t.json is the file of both --json and --tune-thresholds", id="one"),
+        pytest.param(["good", "--json", "e.png"], "e.png: unknown kind of file; expected .json", id="json suffix"),
         pytest.param(["good", "--json", "no/e.json"], "no/e.json cannot be written", id="no such folder"),
         pytest.param(["good", "--picture", "e.xyz"], "e.xyz: unknown kind of file", id="picture suffix"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_told_in_a_sentence_and_writes_nothing(trained, tmp_path, monkeypatch, words, message):
     from caffe.proto import caffe_pb2
 
@@ -220,12 +255,21 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(trained, tmp_path, m
     for layer in net.layer:
         layer.name = f"other {layer.name}"
     (tmp_path / "other.caffemodel").write_bytes(net.SerializeToString())
+    (tmp_path / "nan.caffemodel").write_bytes(poisoned(good))
     (tmp_path / "two.txt").write_text("a\nb\n")
+    for name, kind, last in (("sigmoid", "sigmoid", 0.5), ("high", "softmax", 3)):
+        content = {"probabilities": kind, "thresholds": [0.5] * 5 + [last]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     x, y = make_labels(np.random.RandomState(0), 5)
     write_hdf5("empty", data=x[:0], label=y[:0])
     write_hdf5("foreign", data=x)
     write_hdf5("zeros", data=x, label=0 * y)
     write_hdf5("wide", data=x, label=np.ones((5, 7), np.float32))
+    bad = y.copy()
+    bad[3, 2] = -1
+    write_hdf5("bad", data=x, label=bad)
+    write_hdf5("bool", data=x, label=y > 0)
+    write_hdf5("scalar", data=x, label=np.float32(1))
     write_hdf5("torn", data=x, label=y)
     (tmp_path / "torn.h5").write_bytes((tmp_path / "torn.h5").read_bytes()[:900])
     before = listing(tmp_path)

@@ -339,6 +339,14 @@ def test_a_missing_loss_weight_is_warned_of_once():
         net.forward()
 
 
+@either_layer
+def test_labels_per_class_that_are_read_as_indices_are_warned_of_once(layer):
+    with pytest.warns(RuntimeWarning, match='taken for class indices.*\n.*need label_format "dense"') as caught:
+        net = small_net(layer=layer, param_str='{"label_format": "indices"}')
+    net.reshape()
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("layer", [{"phase": caffe.TEST, "loss_weight": ""}, {}], ids=["TEST", "with loss_weight"])
 def test_nothing_is_warned_of_where_all_is_well(layer):
     with warnings.catch_warnings():
@@ -497,7 +505,7 @@ def test_tiny_sample_weights_divide_out():
 
 
 def test_padding_of_zero_and_no_empty_lists():
-    arrays = {"scores": random_scores((2, 3)), "labels": np.array([[2, 0, 0]] * 2, np.float32)}
+    arrays = {"scores": random_scores((2, 4)), "labels": np.array([[2, 0, 0]] * 2, np.float32)}
     net = loss_net(arrays, param_str='{"label_format": "indices", "empty": "error", "ignore_label": 0}')
     assert np.isfinite(net.forward()["loss"])
 

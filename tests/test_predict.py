@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from tiny_nets import CLASSES, OURS, inner_product, listing, run_command, write_hdf5
+from tiny_nets import CLASSES, OURS, inner_product, listing, poisoned, run_command, write_hdf5
 
 from multilabel_softmax_loss.deploy import deploy
 from multilabel_softmax_loss.native import UsageError
@@ -160,6 +160,7 @@ def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_p
         pytest.param({"net": ""}, "'' cannot be read", id="empty name"),
         pytest.param({"net": "no.prototxt"}, "no.prototxt cannot be read", id="no net"),
         pytest.param({"weights": "classes.txt"}, "classes.txt is torn, or no weights file", id="foreign weights"),
+        pytest.param({"weights": "nan.caffemodel"}, "layer 'scores' that are not finite", id="nan in the weights"),
         pytest.param({"classes": "two.txt"}, "two.txt names 2 classes; expected 6", id="class names"),
         pytest.param({"top_k": 7}, "--top-k is 7; expected 1 to 6", id="k"),
         pytest.param({"threshold": 2.0}, "--threshold is 2; expected a number from 0 to 1", id="threshold"),
@@ -177,6 +178,7 @@ def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_p
 def test_bad_input_is_told_in_a_sentence_and_writes_nothing(folder, options, message):
     (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:40])
     (folder / "two.txt").write_text("one\ntwo\n")
+    (folder / "nan.caffemodel").write_bytes(poisoned("net.caffemodel"))
     for name, content in {
         "sigmoid": {"thresholds": [0.5] * 6, "probabilities": "sigmoid"},
         "short": {"thresholds": [0.5] * 2},

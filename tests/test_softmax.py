@@ -393,6 +393,23 @@ def test_an_ignore_label_that_the_labels_cannot_hold_is_refused(ignore_label):
         softmax_cross_entropy(np.zeros((1, 3)), np.eye(1, 3, dtype=np.float32), ignore_label=ignore_label)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int64, np.float32])
+@pytest.mark.parametrize("padding", [0, 99])
+@pytest.mark.parametrize("function", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_lists_of_indices_may_be_of_any_type(function, padding, dtype):
+    classes = 100
+    lists = np.array([[1, 2, 90], [3, padding, padding], [padding, 1, padding]])
+    scores = np.random.default_rng(0).normal(size=(3, classes))
+    options = {"label_format": "indices", "ignore_label": padding}
+    loss, gradient = function(scores, lists.astype(dtype), **options)
+    labels = np.zeros((3, classes))
+    for row, chosen in zip(labels, lists):
+        row[[k for k in chosen if k != padding]] = 1
+    expected_loss, expected = function(scores, labels)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    np.testing.assert_allclose(gradient, expected, atol=1e-15)
+
+
 # Dense labels that are few are listed
 
 

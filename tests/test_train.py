@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import caffe
 import numpy as np
 import pytest
 from tiny_nets import (
@@ -20,9 +21,11 @@ from tiny_nets import (
     listing,
     make_labels,
     make_run,
+    poisoned,
     run_command,
     same_weights,
     weights_of,
+    write_hdf5,
     write_lmdb,
     write_solver,
 )
@@ -417,6 +420,14 @@ def test_weights_begin_a_run_and_layers_without_begin_afresh(tmp_path, capsys, n
     assert "has no weights for other, which begin afresh" in capsys.readouterr().out
 
 
+def test_a_warning_is_a_sentence_without_its_source(tmp_path):
+    solver = make_run(tmp_path, loss=OURS % '{"label_format": "indices"}', max_iter=2, test=False)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=0)
+    start = "python -m multilabel_softmax_loss train: warning: MultilabelSoftmaxLossLayer: param_str has label_format"
+    assert process.stderr.startswith(start)
+    assert process.stderr.endswith('Labels of 0 and 1 per class need label_format "dense".\n')
+
+
 def test_quiet_when_piped(tmp_path):
     process = run_command("train", make_run(tmp_path), "--out", "run", folder=tmp_path, check=0)
     assert process.stderr == ""
@@ -451,6 +462,17 @@ def test_quiet_when_piped(tmp_path):
             "train_val.prototxt: MultilabelSoftmaxLossLayer: bottom[1] (labels) has shape (8, 6); expected (8, 7)",
             id="label width",
         ),
+        pytest.param({"train.txt": (".h5", ".h6")}, (), "train.h6, named in ", id="missing data"),
+        pytest.param({"train.txt": ("train.h5", "bool.h5")}, (), "bool.h5 has bool in data set 'label'", id="bool"),
+        pytest.param({"train_val.prototxt": ("size: 8", "size: 0")}, (), "'data' has batch_size 0", id="no batch"),
+        pytest.param(
+            {"train_val.prototxt": (OURS % "", "")}, (), "The TRAIN net of solver.prototxt has no loss", id="no loss"
+        ),
+        pytest.param({"solver.prototxt": ('"fixed"', '"fixd"')}, (), "has lr_policy 'fixd'; expected one", id="policy"),
+        pytest.param({"solver.prototxt": ("base_lr: 0.02", "")}, (), "solver.prototxt has no base_lr", id="no base_lr"),
+        pytest.param({"solver.prototxt": ("0.02", "nan")}, (), "solver.prototxt has base_lr nan", id="nan as base_lr"),
+        pytest.param({"solver.prototxt": ("max_iter", "iter_size: 0 max_iter")}, (), "iter_size 0", id="iter_size"),
+        pytest.param({}, ("--weights", "nan.caffemodel"), "'scores' that are not finite", id="nan in the weights"),
         pytest.param({}, ("--best-by", "mAPP"), "no test metric 'mAPP'; did you mean 'mAP'?", id="metric"),
         pytest.param({}, ("-k", "0"), "-k is 0; expected a whole number of at least 1.", id="k"),
         pytest.param({}, ("--resume",), "run is no folder; expected the --out of the run", id="nothing to resume"),
@@ -459,6 +481,10 @@ def test_quiet_when_piped(tmp_path):
 )
 def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatch, change, words, message):
     make_run(tmp_path)
+    x, y = make_labels(np.random.RandomState(0), 9)
+    write_hdf5(tmp_path / "bool", data=x, label=y > 0)
+    caffe.Net(str(tmp_path / "train_val.prototxt"), caffe.TRAIN).save(str(tmp_path / "nan.caffemodel"))
+    (tmp_path / "nan.caffemodel").write_bytes(poisoned(tmp_path / "nan.caffemodel"))
     for name, value in change.items():
         path = tmp_path / name
         if isinstance(value, tuple):
@@ -476,11 +502,83 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("lengths", [(20, 18), (20, 0)])
+def test_lmdbs_that_are_no_pair_are_told(tmp_path, lengths):
+    x, y = make_labels(np.random.RandomState(0), 20)
+    net = "".join(
+        f'layer {{ name: "{top}" type: "Data" top: "{top}" data_param {{ source: "{source}" batch_size: 8 '
+        "backend: LMDB } }\n"
+        for top, source in (
+            ("data", write_lmdb(tmp_path / "x", x[: lengths[0]])),
+            ("label", write_lmdb(tmp_path / "y", y[: lengths[1]])),
+        )
+    )
+    (tmp_path / "net.prototxt").write_text(net + body() + OURS % "")
+    message = "is an empty set" if 0 in lengths else r"different lengths: {'data': 20, 'label': 18}; expected one label"
+    with pytest.raises(UsageError, match=message):
+        train(write_solver(tmp_path, tmp_path / "net.prototxt", test=False), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_never_made_an_iteration_is_no_run(tmp_path, no_pictures):
+    import h5py
+
+    solver = make_run(tmp_path, shuffle=False)
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        good = file["label"][0, 0]
+        file["label"][0, 0] = -1
+    with pytest.raises(UsageError, match="iteration 0: .* has -1 at sample 0, class 0"):
+        train(solver, out=str(tmp_path / "run"))
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        file["label"][0, 0] = good
+    assert train(solver, out=str(tmp_path / "run"))["iteration"] == 40
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_another_net_does_not_resume_a_run(tmp_path, no_pictures):
+    solver = make_run(tmp_path)
+    train(solver, out=str(tmp_path / "run"))
+    before = listing(tmp_path / "run")
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(net.read_text().replace('"hidden"', '"other"'))
+    with pytest.raises(UsageError, match="has no weights for layer 'other' of .*; it has hidden, scores. A run is"):
+        train(solver, out=str(tmp_path / "run"), resume=True)
+    assert listing(tmp_path / "run") == before
+
+
+def test_a_test_net_that_meets_nan_first_ends_the_run_with_its_last_good_snapshot(tmp_path, no_pictures):
+    import h5py
+
+    solver = make_run(tmp_path)
+    with h5py.File(tmp_path / "test.h5", "r+") as file:
+        file["data"][35] = np.nan
+    with pytest.raises(
+        Diverged, match=r"test at iteration 0: .*scores.* has nan[^\0]*last good snapshot is kept: .*_0"
+    ):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_test_labels_without_a_positive_are_said(tmp_path, capsys, no_pictures):
+    solver = make_run(tmp_path, max_iter=3)
+    x, y = make_labels(np.random.RandomState(0), 37)
+    write_hdf5(tmp_path / "test", data=x, label=0 * y)
+    train(solver, out=str(tmp_path / "run"))
+    assert "The TEST net's 'label' holds no positive label in 40 samples: no mAP." in capsys.readouterr().out
+
+
+def test_of_two_losses_the_metrics_are_those_of_the_one_that_weighs_most(tmp_path, capsys, no_pictures):
+    second = SIGMOID.replace('"loss"', '"second"').replace("}\n", "loss_weight: 2 }\n")
+    train(make_run(tmp_path, loss=OURS % "" + second, max_iter=3), out=str(tmp_path / "run"))
+    assert "The TEST net has 2 losses; the metrics are those of 'scores', by sigmoid." in capsys.readouterr().out
+    assert rows_of(tmp_path / "run")[-1]["test_mAP"]
+
+
 @pytest.mark.parametrize(
     "name, old, new, message",
     [
         pytest.param("train_val.prototxt", '"ReLU"', '"ReLV"', "Unknown layer type: ReLV", id="layer type"),
-        pytest.param("train.txt", ".h5", ".h6", "Failed opening HDF5 file", id="missing data"),
+        pytest.param("solver.prototxt", '"Adam"', '"Adamm"', "Unknown solver type: Adamm", id="solver type"),
     ],
 )
 def test_a_native_abort_is_a_sentence_with_caffes_reason(tmp_path, name, old, new, message):

@@ -66,6 +66,15 @@ def write_lmdb(path, arrays):
     return str(path)
 
 
+def poisoned(weights):
+    """The bytes of a .caffemodel with one weight of layer "scores" not a number."""
+    from caffe.proto import caffe_pb2
+
+    net = caffe_pb2.NetParameter.FromString(Path(weights).read_bytes())
+    next(layer for layer in net.layer if layer.name == "scores").blobs[0].data[3] = float("nan")
+    return net.SerializeToString()
+
+
 def hdf5_layer(source, phase, batch=8, shuffle=False, tops=("data", "label")):
     named = " ".join(f'top: "{top}"' for top in tops)
     return (
