@@ -379,9 +379,7 @@ def draw_bars(axes: Any, report: Dict[str, Any], truth: np.ndarray) -> None:
     axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mAP {mean:.3f}")
     if len(order) <= 60:
         for place, value in zip(places, ap[order]):
-            inside = value > 0.15  # at the foot of the bar, where the line of the mean is not
-            axes.text(0 if inside else value, place, f" {value:.3f}", color="white" if inside else "black",
-                      va="center", fontsize=8)  # fmt: skip
+            axes.text(1.01, place, f"{value:.3f}", va="center", fontsize=8)
         axes.set_yticks(places)
         axes.set_yticklabels([report["per_class"][defined[k]]["class"] for k in order], fontsize=8)
     else:
