@@ -18,7 +18,7 @@ import numpy as np
 from .blobs import InputError, Layout
 from .options import Options, SigmoidOptions, SoftmaxOptions
 
-# Dense labels are listed where at most one of this many is not 0, in the batch and in its longest list.
+# Dense labels are listed where at most one of this many is not 0.
 FEW = 8
 
 
@@ -156,25 +156,26 @@ def sum_of_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class ListedLabels(Labels):
-    """The labels that are not 0 in lists, K per position; nothing of the size of the scores is made of them.
+    """The labels that are not 0, one after the other; nothing of the size of the scores is made of them.
 
     Parameters
     ----------
-    indices : array of intp, (outer, K) or (outer, K, inner)
-        Classes, distinct in a list but for unused places.
-    values : array of float64, of the same shape
-        Their labels; 0 marks an unused place.
+    positions, classes : arrays of intp
+        Where each of them is. Positions are counted over outer and inner, and ascend; no class comes twice in one.
+    values : array of float64
     """
 
-    def __init__(self, indices: np.ndarray, values: np.ndarray, layout: Layout, options: Options):
+    def __init__(
+        self, positions: np.ndarray, classes: np.ndarray, values: np.ndarray, layout: Layout, options: Options
+    ):
         weight = options.target_weight
         self.layout = layout
         self.class_weight = None if weight is None else column(weight, layout)
-        self.indices, self.present = indices, values != 0
         class_weight = np.ones(layout.classes) if weight is None else weight
-        self.weights: np.ndarray = class_weight[indices] * values
+        self.positions, self.classes, self.weights = positions, classes, class_weight[classes] * values
         total, count, weighted_total = (
-            array.sum(axis=1, keepdims=True, dtype=np.float64) for array in (values, self.present, self.weights)
+            sum_by(positions, numbers, layout.positions).reshape(layout.shape(1))
+            for numbers in (values, np.ones(values.shape), self.weights)
         )
         known, weighted_known = (np.full(count.shape, number) for number in (float(layout.classes), class_weight.sum()))
         self.statistics = Statistics(total, count, known, weighted_total, weighted_known)
@@ -183,19 +184,26 @@ class ListedLabels(Labels):
         return None
 
     def targets(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> np.ndarray:
-        outer, _, *inner = self.indices[where].shape
-        targets = np.zeros((outer, self.layout.classes, *inner))
-        self.subtract(np.array(-1.0), targets, where, (scale, background))
+        rows, width = self._extent(where)
+        targets = np.zeros((rows, self.layout.classes) if self.layout.flat else (rows, self.layout.classes, width))
+        self.subtract(np.array(-1.0), targets, where, self.prepare(where, scale, background))
         return targets
 
     def prepare(self, where: tuple, scale: np.ndarray, background: np.ndarray) -> Any:
-        return scale, background
+        _, width = self._extent(where)
+        columns = self._columns(where)
+        first = where[0].start * self.layout.inner + columns.start
+        last = (min(where[0].stop, self.layout.outer) - 1) * self.layout.inner + min(columns.stop, self.layout.inner)
+        part = slice(*np.searchsorted(self.positions, (first, last)))
+        positions, classes = self.positions[part] - first, self.classes[part]
+        index = (positions, classes) if self.layout.flat else (positions // width, classes, positions % width)
+        return positions, index, each(scale, positions) * self.weights[part], background
 
     def expect(self, values: np.ndarray, where: tuple, prepared: Any) -> np.ndarray:
-        scale, background = prepared
-        targets = scale * self.weights[where]
-        chosen = np.take_along_axis(values, self.indices[where], axis=1)
-        expected = np.where(targets == 0, 0, targets * chosen).sum(axis=1, keepdims=True)
+        positions, index, targets, background = prepared
+        shape = (values.shape[0], 1, *values.shape[2:])
+        products = np.where(targets == 0, 0, targets * values[index])
+        expected = sum_by(positions, products, values.size // self.layout.classes).reshape(shape)
         if background.any():
             weights = 1.0 if self.class_weight is None else self.class_weight
             totals = np.where(weights == 0, 0, weights * values).sum(axis=1, keepdims=True)
@@ -203,17 +211,33 @@ class ListedLabels(Labels):
         return expected
 
     def subtract(self, weight: np.ndarray, array: np.ndarray, where: tuple, prepared: Any) -> None:
-        scale, background = (weight * part for part in prepared)
+        positions, index, targets, background = prepared
         if background.any():
-            array -= background if self.class_weight is None else background * self.class_weight
-        present = self.present[where]
-        outer, _, *inner = np.nonzero(present)
-        # Distinct indices, so each entry of the array is met once.
-        array[(outer, self.indices[where][present], *inner)] -= (scale * self.weights[where])[present]
+            array -= weight * background * (1.0 if self.class_weight is None else self.class_weight)
+        array[index] -= each(weight, positions) * targets  # distinct places, so each is met once
+
+    def _columns(self, where: tuple) -> slice:
+        return where[2] if len(where) > 2 else slice(0, self.layout.inner)
+
+    def _extent(self, where: tuple) -> Tuple[int, int]:
+        """How many rows of outer, and of inner, a block has."""
+        columns = self._columns(where)
+        rows = min(where[0].stop, self.layout.outer) - where[0].start
+        return rows, min(columns.stop, self.layout.inner) - columns.start
 
 
-def list_indices(labels: np.ndarray, layout: Layout, options: Options) -> Tuple[np.ndarray, np.ndarray]:
-    """Indices and values for ListedLabels, of lists of class indices padded with `options.padding`."""
+def each(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The number of each of some positions, of one number for all or one for each."""
+    return numbers if numbers.ndim == 0 else numbers.ravel()[positions]
+
+
+def sum_by(positions: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
+    """The sum of the numbers of each of `count` positions."""
+    return np.bincount(positions, numbers, count).astype(np.float64)  # of no numbers it makes whole ones
+
+
+def list_indices(labels: np.ndarray, layout: Layout, options: Options) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, classes and values for ListedLabels, of lists of class indices padded with `options.padding`."""
     given = labels != options.padding
     bad = given & ~((labels >= 0) & (labels < layout.classes) & (labels == np.floor(labels)))
     if bad.any():
@@ -224,13 +248,17 @@ def list_indices(labels: np.ndarray, layout: Layout, options: Options) -> Tuple[
             f"entry {first[1]} of the list; "
             f"expected whole numbers from 0 to {layout.classes - 1}, or {options.padding:g} where the list is over",
         )
-    ordered = np.sort(np.where(given, np.where(given, labels, 0).astype(np.intp), -1), axis=1)
-    present = ordered >= 0
-    present[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]  # a repeated index counts once
-    return np.where(present, ordered, 0), present.astype(np.float64)
+    indices = np.where(given, np.where(given, labels, 0).astype(np.intp), -1)
+    lists = np.sort(np.moveaxis(indices, 1, -1).reshape(layout.positions, layout.label_width), axis=1)
+    present = lists >= 0
+    present[:, 1:] &= lists[:, 1:] != lists[:, :-1]  # a repeated index counts once
+    positions, place = np.nonzero(present)
+    return positions, lists[positions, place], np.ones(len(place))
 
 
-def list_few(labels: np.ndarray, layout: Layout, options: Options) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+def list_few(
+    labels: np.ndarray, layout: Layout, options: Options
+) -> Optional[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The same of dense labels, if they are few; None otherwise, and where DenseLabels has to look at them."""
     if options.ignore_label is not None or not layout.flat or layout.classes < FEW**2:
         return None
@@ -241,16 +269,10 @@ def list_few(labels: np.ndarray, layout: Layout, options: Options) -> Optional[T
         if FEW * len(places) > block.size:
             return None
         found.append(places + rows.start * layout.classes)
-    owners, classes = np.divmod(np.concatenate(found), max(layout.classes, 1))
-    counts = np.bincount(owners, minlength=layout.outer)
-    shape = (layout.outer, counts.max(initial=0))
-    if FEW * shape[0] * shape[1] > labels.size:
-        return None
-    place = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    indices, values = np.zeros(shape, np.intp), np.zeros(shape)
-    indices[owners, place], values[owners, place] = classes, labels[owners, classes]
-    possible = (values >= 0) & (values <= options.highest_label)
-    return (indices, values) if possible.all() and np.isfinite(values.sum(axis=1)).all() else None
+    positions, classes = np.divmod(np.concatenate(found), layout.classes)
+    values = labels[positions, classes].astype(np.float64)
+    possible = ((values >= 0) & (values <= options.highest_label)).all() and np.isfinite(values.sum())
+    return (positions, classes, values) if possible else None
 
 
 def read_labels(labels: np.ndarray, layout: Layout, options: Options) -> Labels:

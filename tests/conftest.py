@@ -55,6 +55,7 @@ def peak_bytes():
     """A function that gives the most memory that another one had allocated at a time."""
 
     def measure(function):
+        function()  # loads what is loaded once
         tracemalloc.start()
         try:
             function()

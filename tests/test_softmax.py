@@ -410,6 +410,26 @@ def test_lists_of_indices_may_be_of_any_type(function, padding, dtype):
     np.testing.assert_allclose(gradient, expected, atol=1e-15)
 
 
+@pytest.mark.parametrize("function", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_lists_of_indices_of_maps_larger_than_a_block(function, backend):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 40, 30, 70))
+    lists = rng.integers(-1, 40, size=(2, 3, 30, 70))
+    labels = (lists[:, :, None] == np.arange(40).reshape(1, 1, 40, 1, 1)).any(axis=1)
+    loss, gradient = function(scores, lists, label_format="indices")
+    expected_loss, expected = function(scores, labels)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    np.testing.assert_allclose(gradient, expected, atol=1e-15)
+
+
+def test_a_listed_label_without_weight_may_be_masked(backend):
+    scores = np.array([[0.5, -np.inf, 1.5]])
+    loss, gradient = softmax_cross_entropy(scores, [[0, 1]], label_format="indices", class_weight=[1, 0, 1])
+    expected_loss, expected = softmax_cross_entropy(scores, [[1, 1, 0]], class_weight=[1, 0, 1])
+    assert loss == pytest.approx(expected_loss)
+    assert gradient == pytest.approx(expected)
+
+
 # Dense labels that are few are listed
 
 
