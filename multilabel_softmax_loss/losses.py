@@ -177,13 +177,16 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
 
 def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
     """out = gradient * step for C-contiguous arrays of one type; `out` may be `gradient`."""
+    module = kernels()
+    plain = gradient.dtype == np.float32 and TINY < abs(step) < HUGE
+    if plain and module is not None:
+        module.scale(gradient, step, out)
+        return
     with np.errstate(over="ignore", under="ignore"):
-        if gradient.dtype != np.float32 or not TINY < abs(step) < HUGE:
-            np.multiply(gradient, step, out=out, dtype=np.float64, casting="same_kind")
-        elif kernels() is None:
+        if plain:
             np.multiply(gradient, np.float32(step), out=out)  # three roundings with that of `gradient`: 1.8e-7
         else:
-            kernels().scale(gradient, step, out)
+            np.multiply(gradient, step, out=out, dtype=np.float64, casting="same_kind")
 
 
 def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
