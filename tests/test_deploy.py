@@ -1,5 +1,6 @@
 """`deploy`: what goes, what stays, and the proof, which must be able to fail."""
 
+import argparse
 import re
 
 import caffe
@@ -207,16 +208,18 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
 
 
 def test_a_deploy_net_of_another_hand_is_replaced_only_if_it_is_named(tmp_path):
+    parser = argparse.ArgumentParser()
+    deploy_module.add_arguments(parser)
     path = image_net(tmp_path, OURS % "")
     deployed = tmp_path / "deploy.prototxt"
-    run_command("deploy", path, folder=tmp_path, check=0)
-    run_command("deploy", path, folder=tmp_path, check=0)  # what it wrote itself is no loss
+    for _ in range(2):  # what it wrote itself is no loss
+        assert deploy_module.run_here(parser.parse_args([path])) == 0
     mine = deployed.read_text().replace('name: "hidden"', 'name: "mine"')
     deployed.write_text(mine)
-    process = run_command("deploy", path, folder=tmp_path, check=2)
-    assert f"{deployed} is there already, and differs; --out {deployed} replaces it." in process.stderr
+    with pytest.raises(UsageError, match=f"{deployed} is there already, and differs; --out {deployed} replaces it."):
+        deploy_module.run_here(parser.parse_args([path]))
     assert deployed.read_text() == mine
-    run_command("deploy", path, "--out", deployed, folder=tmp_path, check=0)
+    assert deploy_module.run_here(parser.parse_args([path, "--out", str(deployed)])) == 0
     assert deployed.read_text() != mine
 
 
