@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .data_layers import sources
 from .native import UsageError, guarded
 from .nets import (
     Head,
@@ -19,7 +20,6 @@ from .nets import (
     phase_layers,
     read_prototxt,
     running,
-    sources,
     write_text,
 )
 
@@ -222,8 +222,6 @@ def reference_net(
     net: Any, path: str, head: Head, shape: Optional[Tuple[int, ...]] = None, weights: Optional[str] = None
 ) -> Any:
     """The training net in its TEST phase; with an input shape, without its data and what follows the scores."""
-    import caffe
-
     reference = type(net)()
     reference.CopyFrom(net)
     names = input_names(net, head)
@@ -237,8 +235,6 @@ def reference_net(
         entry = reference.layer.add(name=names[0], type="Input", top=names)
         entry.input_param.shape.add(dim=shape)
         reference.layer.extend(layers)
-    if weights is None:
-        caffe.set_random_seed(0)
     loaded = load_net(reference, path, "TEST", weights)
     if weights is None:
         fill_zeros(loaded)

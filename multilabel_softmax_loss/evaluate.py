@@ -11,22 +11,20 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from . import metrics
+from .data_layers import batch_size, check_lengths, count_samples, sources
 from .native import UsageError, guarded
 from .nets import (
     PICTURES,
     Head,
     add_head_arguments,
-    batch_size,
     check_output,
     choose_head,
-    count_samples,
     load_net,
     phase_layers,
     read_lines,
     read_prototxt,
     replacing,
     running,
-    sources,
     write_text,
 )
 
@@ -173,8 +171,7 @@ def samples_of(net: Any, path: str, phase: str) -> int:
     if not readers:
         raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data or Data.")
     counts = {layer.name: count_samples(layer) for layer in readers}
-    if len(set(counts.values())) > 1:
-        raise UsageError(f"{path} reads sources of different lengths: {counts}; expected one label per image.")
+    check_lengths(counts, path)
     if len({batch_size(layer) for layer in readers}) > 1:
         raise UsageError(f"{path} has data layers of different batch sizes; expected one size.")
     return next(iter(counts.values()))

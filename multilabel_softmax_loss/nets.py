@@ -1,11 +1,10 @@
-"""What the commands know of nets: reading prototxt, finding scores and labels, checking data and weights."""
+"""What the commands know of nets: reading prototxt, finding scores and labels, checking weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import io
-import math
 import os
 import sys
 import tempfile
@@ -69,6 +68,21 @@ def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
 def write_text(path: str, text: str) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def read_lines(path: str, what: str) -> List[str]:
+    """The lines of a text file, empty ones left out."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except OSError as error:
+        raise UsageError(f"{path} ({what}) cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} ({what}) is no text file.") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UsageError(f"{path} ({what}) is empty.")
+    return lines
 
 
 def read_prototxt(path: str, kind: str = "NetParameter") -> Any:
@@ -155,11 +169,6 @@ def check_python_layers(layers: Sequence[Any], path: str) -> None:
                 find_class(layer.python_param.module, layer.python_param.layer)
             except ImportError as error:
                 raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
-
-
-def sources(layers: Sequence[Any]) -> List[Any]:
-    """The layers that bring data into a net: those without bottoms, fixed parameters apart."""
-    return [layer for layer in layers if not layer.bottom and layer.type != "Parameter"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,136 +339,17 @@ def add_head_arguments(parser: Any) -> None:
     parser.add_argument("--activation", choices=ACTIVATIONS, help="scores to probabilities (default: the loss layer's)")
 
 
-# Data
-
-
-def count_samples(layer: Any) -> int:
-    """How many samples the source of an HDF5Data or Data layer holds, each file looked at.
-
-    Raises
-    ------
-    UsageError : a file is missing, torn, foreign or empty, or its data sets differ in length.
-    """
-    if layer.type == "HDF5Data":
-        return count_hdf5(layer)
-    if layer.type == "Data":
-        return count_lmdb(layer)
-    raise UsageError(f"layer {layer.name!r} is of type {layer.type}; expected HDF5Data, or Data of an LMDB.")
-
-
-def count_hdf5(layer: Any) -> int:
-    import h5py
-
-    source = layer.hdf5_data_param.source
-    total = 0
-    for path in read_lines(source, f"source of layer {layer.name!r}"):
-        try:
-            with h5py.File(path, "r") as file:
-                missing = [top for top in layer.top if top not in file]
-                if missing:
-                    raise unknown_name("data set", missing[0], list(file), f"{path} (layer {layer.name!r})")
-                check_numbers(file, layer, path)
-                lengths = {top: file[top].shape[0] for top in layer.top}
-        except OSError as error:
-            raise UsageError(f"{path}, named in {source}, is no readable HDF5 file: {error}.") from error
-        if len(set(lengths.values())) > 1:
-            raise UsageError(f"{path} has data sets of different lengths: {lengths}; expected one row per sample.")
-        total += next(iter(lengths.values()))
-    if total == 0:
-        raise UsageError(f"{source} (source of layer {layer.name!r}) is an empty set; expected at least one sample.")
-    return total
-
-
-def check_numbers(file: Any, layer: Any, path: str) -> None:
-    """Raise a UsageError for a data set of an HDF5 file that Caffe cannot read."""
-    for top in layer.top:
-        data = file[top]
-        if data.dtype.kind not in "fiu":
-            raise UsageError(f"{path} has {data.dtype} in data set {top!r} (layer {layer.name!r}); expected float32.")
-        if not data.shape:
-            raise UsageError(
-                f"{path} has a single number in data set {top!r} (layer {layer.name!r}); expected one row per sample."
-            )
-
-
-def count_lmdb(layer: Any) -> int:
-    import lmdb
-
-    source = layer.data_param.source
-    if layer.data_param.backend != layer.data_param.LMDB:
-        raise UsageError(f"layer {layer.name!r} reads a LevelDB, whose length cannot be told; expected an LMDB.")
-    if not os.path.exists(os.path.join(source, "data.mdb")):
-        raise UsageError(f"{source} (source of layer {layer.name!r}) is no LMDB: no data.mdb is in it.")
-    try:
-        with lmdb.open(source, readonly=True, lock=False) as environment:
-            total = environment.stat()["entries"]
-    except lmdb.Error as error:
-        raise UsageError(f"{source} (source of layer {layer.name!r}) is no readable LMDB: {error}.") from error
-    if total == 0:
-        raise UsageError(f"{source} (source of layer {layer.name!r}) is an empty set; expected at least one sample.")
-    return total
-
-
-def check_data(layers: Sequence[Any], path: str) -> None:
-    """Raise a UsageError for a source of the net `path` that is missing, empty or torn, or is not as long as another.
-
-    Two data layers of one top each are one set, of samples and of labels; with tops of their own for both they may be
-    two sets of any length.
-    """
-    lengths = {}
-    for layer in sources(layers):
-        if layer.type == "HDF5Data" or (layer.type == "Data" and layer.data_param.backend == layer.data_param.LMDB):
-            lengths[layer.name] = count_samples(layer)
-            if batch_size(layer) < 1:
-                raise UsageError(
-                    f"{path}: layer {layer.name!r} has batch_size {batch_size(layer)}; expected at least 1."
-                )
-        elif layer.type == "ImageData":
-            read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")
-    if len(set(lengths.values())) > 1 and all(len(layer.top) == 1 for layer in sources(layers)):
-        raise UsageError(f"{path} reads sources of different lengths: {lengths}; expected one label per image.")
-
-
-def read_lines(path: str, what: str) -> List[str]:
-    """The lines of a text file, empty ones left out."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except OSError as error:
-        raise UsageError(f"{path} ({what}) cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} ({what}) is no text file.") from error
-    lines = [line for line in lines if line]
-    if not lines:
-        raise UsageError(f"{path} ({what}) is empty.")
-    return lines
-
-
-def batch_size(layer: Any) -> int:
-    return layer.hdf5_data_param.batch_size if layer.type == "HDF5Data" else layer.data_param.batch_size
-
-
-def period(layer: Any) -> Optional[int]:
-    """After how many forwards a data layer delivers its first batch again; None where chance or code decides."""
-    transform = layer.transform_param
-    if layer.type == "HDF5Data" and not layer.hdf5_data_param.shuffle:
-        return steps_around(count_samples(layer), batch_size(layer))
-    is_lmdb = layer.type == "Data" and layer.data_param.backend == layer.data_param.LMDB
-    if is_lmdb and not (layer.data_param.rand_skip or transform.mirror or transform.crop_size):
-        return steps_around(count_samples(layer), batch_size(layer))
-    return None
-
-
-def steps_around(samples: int, batch: int) -> int:
-    return samples // math.gcd(samples, batch)
-
-
 # Nets and weights
 
 
 def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = None) -> Any:
-    """A caffe.Net of the NetParameter `net`, which came from `path`; with `weights` every parameter comes from them."""
+    """A caffe.Net of the NetParameter `net`, which came from `path`.
+
+    With `weights` every parameter comes from them; without, the fillers draw the same on every call.
+    """
     import caffe
+
+    caffe.set_random_seed(0)
 
     if weights is not None:
         stored = read_weights(weights)
@@ -471,14 +361,7 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
         with python_layer_errors(path):
             loaded = caffe.Net(prototxt, getattr(caffe, phase))
     if weights is not None:
-        missing = [name for name in loaded.params if name not in stored]
-        if missing:
-            raise UsageError(
-                f"{weights} has no weights for layer {missing[0]!r} of {path}"
-                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; it has {shortlist(stored)}. "
-                "Give the weights of this net."
-            )
-        check_shapes(loaded, stored, weights, path)
+        check_layers(loaded, stored, weights, path, "Give the weights of this net.")
         loaded.copy_from(weights)
         check_finite_weights(loaded, weights)
     return loaded
@@ -566,6 +449,17 @@ def blob_shape(blob: Any) -> Tuple[int, ...]:
     if blob.HasField("shape"):
         return tuple(blob.shape.dim)
     return (blob.num, blob.channels, blob.height, blob.width)  # before Caffe 1.0
+
+
+def check_layers(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str, remedy: str) -> None:
+    """Raise a UsageError, which ends in a remedy, unless weights have all layers of the net `path`, in its shapes."""
+    missing = [name for name in net.params if name not in stored]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UsageError(
+            f"{weights} has no weights for layer {missing[0]!r} of {path}{more}; it has {shortlist(stored)}. {remedy}"
+        )
+    check_shapes(net, stored, weights, path)
 
 
 def check_shapes(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str) -> None:

@@ -17,23 +17,22 @@ import numpy as np
 
 from .blobs import InputError
 from .curves import draw_curves
+from .data_layers import check_data, period, sources
 from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
     LAYER_ERRORS,
     Head,
-    check_data,
     check_finite_weights,
+    check_layers,
     check_python_layers,
     check_shapes,
     find_heads,
     not_finite,
-    period,
     phase_layers,
     python_layer_errors,
     read_prototxt,
     read_weights,
     shortlist,
-    sources,
     unknown_name,
 )
 from .preprocessing import write_preprocessing
@@ -357,7 +356,8 @@ class Run:
 
     def resume(self, manifest: Dict[str, Any]) -> None:
         self.weights = os.path.join(self.folder.path, next(name for name in manifest["files"] if ".caffemodel" in name))
-        check_same_layers(self.solver.net, self.weights, self.path)
+        remedy = "A run is resumed with the net it began with; start a new one with --weights to keep what fits."
+        check_layers(self.solver.net, read_weights(self.weights), self.weights, self.path, remedy)
         self.folder.restore(self.solver, manifest)
         self.tests, self.seconds = manifest["tests"], manifest["seconds"]
         self.best = self.folder.best() or manifest["best"]
@@ -560,18 +560,6 @@ def loss_outputs(net: Any, path: str) -> List[str]:
             f"The TRAIN net of {path} has no loss; expected a loss layer. One in Python needs loss_weight: 1 in it."
         )
     return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
-
-
-def check_same_layers(net: Any, weights: str, path: str) -> None:
-    """Raise a UsageError unless the net has the layers of the weights it is to go on with."""
-    stored = read_weights(weights)
-    fresh = [name for name in net.params if name not in stored]
-    if fresh:
-        raise UsageError(
-            f"{weights} has no weights for layer {fresh[0]!r} of {path}; it has {shortlist(stored)}. A run is resumed "
-            "with the net it began with; start a new one with --weights to keep what fits."
-        )
-    check_shapes(net, stored, weights, path)
 
 
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int) -> None:

@@ -224,6 +224,7 @@ def test_of_two_losses_on_the_same_scores_one_is_chosen_by_its_activation(traine
         pytest.param(["good", "--data", "zeros.txt"], "holds no positive label in 5 samples", id="no positives at all"),
         pytest.param(["good", "--data", "bad.txt"], "bottom[1] (labels) has -1 at sample 3, class 2", id="bad"),
         pytest.param(["good", "--data", "bool.txt"], "has bool in data set 'label' (layer ", id="bool"),
+        pytest.param(["good", "--data", "group.txt"], "has a group of the name 'label' (layer 'data')", id="group"),
         pytest.param(["good", "--data", "scalar.txt"], "has a single number in data set 'label'", id="no rows"),
         pytest.param(["good", "--data", "wide.txt"], "(10, 7); expected (10, 6)", id="label width"),
         pytest.param(["good", "-k", "7"], "-k is 7; expected 1 to 6", id="k"),
@@ -269,6 +270,7 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(trained, tmp_path, m
     bad[3, 2] = -1
     write_hdf5("bad", data=x, label=bad)
     write_hdf5("bool", data=x, label=y > 0)
+    write_hdf5("group", **{"data": x, "label/inside": y})
     write_hdf5("scalar", data=x, label=np.float32(1))
     write_hdf5("torn", data=x, label=y)
     (tmp_path / "torn.h5").write_bytes((tmp_path / "torn.h5").read_bytes()[:900])
