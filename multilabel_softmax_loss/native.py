@@ -40,7 +40,8 @@ def guarded(run: Callable[[Any], int], arguments: Any) -> int:
 
     def forward(number: int, frame: Any) -> None:
         asked.append(number)
-        process.send_signal(number)
+        with suppress(ProcessLookupError):  # it has ended this moment
+            process.send_signal(number)
 
     with ExitStack() as stack:
         with blocked():  # in the child too, until it can handle them
