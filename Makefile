@@ -20,7 +20,7 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/mypy
 	.venv/bin/python $(PYTEST)
 
-kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 8
+kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 5
 	KILLS=20 .venv/bin/python -m pytest -q tests/test_train.py -k random_moments
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2

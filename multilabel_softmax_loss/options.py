@@ -181,10 +181,11 @@ class Options:
         ValueError : a name is unknown (the nearest one is suggested) or a value is impossible.
         TypeError : a value has the wrong type.
         """
+        names = cls.names()
         for name in options:
-            if name not in cls.names():
-                nearest = difflib.get_close_matches(str(name), cls.names(), n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(cls.names())}"
+            if name not in names:
+                nearest = difflib.get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(names)}"
                 raise ValueError(f"unknown option {name!r}; {hint}")
         return cls(**options)
 
