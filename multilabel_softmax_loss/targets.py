@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout
+from .blobs import BLOCK_ENTRIES, InputError, Layout
 from .options import Options, SigmoidOptions, SoftmaxOptions
 
 # Dense labels are listed where at most one of this many is not 0.
@@ -263,7 +263,7 @@ def list_few(
     if options.ignore_label is not None or not layout.flat or layout.classes < FEW**2:
         return None
     found = [np.empty(0, np.intp)]
-    for (rows,) in layout.blocks():
+    for (rows,) in layout.blocks(8 * BLOCK_ENTRIES):  # of truth values, an eighth of as many doubles
         block = labels[rows]
         places = np.flatnonzero(block != 0)
         if FEW * len(places) > block.size:
