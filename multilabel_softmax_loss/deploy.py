@@ -99,7 +99,7 @@ def deploy(
     net = read_prototxt(path)
     head = deploy_head(net, path, scores, activation)
     reference = reference_net(net, path, head, shape, weights)
-    shapes = {name: (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
+    shapes = {name: shape or (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
     deployed = deploy_net(net, head, shapes)
     text = str(deployed)
     if not replace and os.path.isfile(out) and str(read_prototxt(out)) != text:
@@ -107,8 +107,14 @@ def deploy(
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         model = os.path.join(folder, "proof.caffemodel")
         reference.save(model)
-        inputs = random_inputs(reference, list(shapes), path)
-        expected = head.probs(run_reference(reference, inputs, head.scores, path))
+        inputs = random_inputs(reference, list(shapes), path, index_limits(deployed))
+        found_scores = run_reference(reference, inputs, head.scores, path)
+        with running(path):  # as the axis of its loss may be none of the scores
+            expected = head.probs(found_scores)
+        if not np.isfinite(expected).all():
+            raise UsageError(
+                f"{path} gives {expected[~np.isfinite(expected)][0]} for random input, which proves nothing."
+            )
         found: Dict[str, Any] = {"Caffe": run_caffe(deployed, out, model, inputs)}
         found["OpenCV"] = run_opencv(text, model, inputs)
         if not agree(found["OpenCV"], expected) and hasattr(cv2.dnn.Net, "enableWinograd"):
@@ -149,7 +155,7 @@ def deploy_head(net: Any, path: str, scores: Optional[str] = None, activation: O
     if not find_heads(tests):
         tops = {top for layer in tests for top in layer.top}
         tests += [layer for layer in phase_layers(net, "TRAIN") if layer.bottom and layer.bottom[0] in tops]
-    return choose_head(tests, path, scores, activation=activation)
+    return choose_head(tests, path, scores, activation=activation, needs_labels=False)
 
 
 def ancestors(layers: Sequence[Any], blob: str) -> List[Any]:
@@ -166,7 +172,7 @@ def input_names(net: Any, head: Head) -> List[str]:
     """The blobs that the data layers bring and the scores depend on."""
     kept = ancestors(phase_layers(net, "TEST"), head.scores)
     used = {bottom for layer in kept for bottom in layer.bottom}
-    return [*net.input, *(top for layer in sources(kept) for top in layer.top if top in used)]
+    return [top for top in (*net.input, *(top for layer in sources(kept) for top in layer.top)) if top in used]
 
 
 def deploy_net(net: Any, head: Head, shapes: Dict[str, Tuple[int, ...]]) -> Any:
@@ -196,6 +202,8 @@ def deploy_net(net: Any, head: Head, shapes: Dict[str, Tuple[int, ...]]) -> Any:
         layer = deployed.layer.add(name=name, type=head.activation.capitalize(), bottom=[scores], top=[name])
         if head.activation == "softmax" and head.axis != 1:
             layer.softmax_param.axis = head.axis
+    elif deployed.layer[-1].top[0] != scores:  # so that the last layer gives the answer
+        deployed.layer.add(name=f"{scores}_out", type="Power", bottom=[scores], top=[f"{scores}_out"])
     return deployed
 
 
@@ -230,8 +238,13 @@ def reference_net(
     if shape is not None:
         if len(names) > 1:
             raise UsageError(f"{path} has several inputs ({', '.join(names)}); --input-shape can give one only.")
-        layers = [layer for layer in ancestors(phase_layers(net, "TEST"), head.scores) if layer.bottom]
-        del reference.layer[:]
+        layers = [
+            layer
+            for layer in ancestors(phase_layers(net, "TEST"), head.scores)
+            if layer.bottom or layer.type == "Parameter"
+        ]
+        for field in ("layer", "input", "input_dim", "input_shape"):
+            reference.ClearField(field)
         entry = reference.layer.add(name=names[0], type="Input", top=names)
         entry.input_param.shape.add(dim=shape)
         reference.layer.extend(layers)
@@ -256,19 +269,34 @@ def fill_zeros(net: Any) -> None:
             variance[...] = draw.uniform(0.5, 1.5, variance.shape)
             count[...] = 1
         elif not weights.any():
-            weights[...] = draw.randn(*weights.shape) / np.sqrt(max(weights[0].size, 1))
+            weights[...] = draw.randn(*weights.shape) / np.sqrt(max(np.prod(weights.shape[1:]), 1))
 
 
-def random_inputs(net: Any, names: Sequence[str], path: str) -> Dict[str, np.ndarray]:
-    """Gaussian noise with the mean and the deviation of the net's first batch, or of 0 and 1 where it has no data."""
+def index_limits(deployed: Any) -> Dict[str, int]:
+    """The blobs that Embed layers take indices from, and how many indices there are."""
+    return {layer.bottom[0]: layer.embed_param.input_dim for layer in deployed.layer if layer.type == "Embed"}
+
+
+def random_inputs(net: Any, names: Sequence[str], path: str, limits: Dict[str, int]) -> Dict[str, np.ndarray]:
+    """Gaussian noise with mean and deviation of the net's first batch, and within its range: a layer may take no other.
+
+    Where the batch is of whole numbers, so is the noise. Where the net has no data, of mean 0 and deviation 1.
+    """
     draw = np.random.RandomState(0)
     with running(path):
         net.forward()
     inputs = {}
     for name in names:
         values = net.blobs[name].data
-        mean, deviation = (float(values.mean()), float(values.std())) if values.any() else (0.0, 1.0)
-        inputs[name] = (mean + (deviation or 1.0) * draw.randn(*values.shape)).astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        if name in limits:
+            noise = draw.randint(limits[name], size=values.shape)
+        elif low == high:
+            noise = low + draw.randn(*values.shape)
+        else:
+            noise = np.clip(values.mean() + values.std() * draw.randn(*values.shape), low, high)
+            noise = np.round(noise) if np.array_equal(values, np.round(values)) else noise
+        inputs[name] = np.asarray(noise, np.float32)
     return inputs
 
 
@@ -276,8 +304,8 @@ def run_reference(net: Any, inputs: Dict[str, np.ndarray], scores: str, path: st
     """The scores that a training net gives for inputs put in place of its data; its labels stay what they are."""
     for name, values in inputs.items():
         net.blobs[name].data[...] = values
-    for index, name in enumerate(net.top_names):
-        if net.bottom_names[name]:
+    for index in range(len(net.layers)):  # not by name, as layers may share one
+        if len(net._bottom_ids(index)):
             with running(path):
                 net._forward(index, index)
     return net.blobs[scores].data.copy()

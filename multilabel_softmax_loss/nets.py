@@ -162,13 +162,17 @@ def find_class(module: str, layer: str) -> type:
 
 
 def check_python_layers(layers: Sequence[Any], path: str) -> None:
-    """Raise a UsageError that names the Python layer of the net `path` whose class is not there."""
+    """Raise a UsageError that names the Python layer of the net `path` whose class is not there, or is none."""
+    import caffe
+
     for layer in layers:
         if layer.type == "Python":
             try:
-                find_class(layer.python_param.module, layer.python_param.layer)
+                found = find_class(layer.python_param.module, layer.python_param.layer)
             except ImportError as error:
                 raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
+            if not (isinstance(found, type) and issubclass(found, caffe.Layer)):
+                raise UsageError(f"{path}: layer {layer.name!r}: {found!r} is no class derived from caffe.Layer.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +261,7 @@ def find_heads(layers: Sequence[Any]) -> List[Head]:
     """The heads of the loss layers among `layers`: ours, and Caffe's softmax and sigmoid losses."""
     heads = []
     for layer in layers:
-        if layer.type == "Python" and layer.python_param.layer in PYTHON_LOSSES:
+        if layer.type == "Python" and layer.python_param.layer in PYTHON_LOSSES and len(layer.bottom) > 1:
             options = read_options(layer)
             head = Head(
                 layer.bottom[0],
@@ -283,12 +287,16 @@ def find_heads(layers: Sequence[Any]) -> List[Head]:
 
 
 def read_options(layer: Any) -> Dict[str, Any]:
-    """What the param_str of one of our layers says; the layer itself complains of what is wrong in it."""
+    """What the param_str of one of our layers says; the layer itself complains of what else is wrong in it."""
     text = layer.python_param.param_str
     try:
-        return parse_literal(text) if text.strip() else {}
+        options = parse_literal(text) if text.strip() else {}
     except ValueError as error:
         raise UsageError(f"layer {layer.name!r} has a param_str that is {error}.") from error
+    axis = options.get("axis", 1)
+    if type(axis) is not int:
+        raise UsageError(f"layer {layer.name!r} has axis {axis!r} in its param_str; expected a whole number.")
+    return options
 
 
 def choose_head(
@@ -297,8 +305,9 @@ def choose_head(
     scores: Optional[str] = None,
     labels: Optional[str] = None,
     activation: Optional[str] = None,
+    needs_labels: bool = True,
 ) -> Head:
-    """The head that the command line names, or the only one there is."""
+    """The head that the command line names, or the only one there is, whatever its labels if these are not needed."""
     tops = [top for layer in layers for top in layer.top]
     for name in (scores, labels):
         if name is not None and name not in tops:
@@ -319,6 +328,8 @@ def choose_head(
             "SigmoidCrossEntropyLoss); name the blobs with --scores and --labels, and --activation."
         )
     for option, field in (("--scores", "scores"), ("--labels", "labels"), ("--activation", "activation")):
+        if field == "labels" and not needs_labels:
+            continue
         found = list(dict.fromkeys(str(getattr(head, field)) for head in heads))
         if len(found) > 1:
             raise UsageError(f"{path} has losses of several {field} ({', '.join(found)}); choose with {option}.")
@@ -446,9 +457,11 @@ def read_hdf5_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
 
 
 def blob_shape(blob: Any) -> Tuple[int, ...]:
-    if blob.HasField("shape"):
-        return tuple(blob.shape.dim)
-    return (blob.num, blob.channels, blob.height, blob.width)  # before Caffe 1.0
+    """The shape of a stored blob; () for a blob without axes, which Caffe stores without a shape."""
+    old = ("num", "channels", "height", "width")  # before Caffe 1.0
+    if any(blob.HasField(name) for name in old):
+        return tuple(getattr(blob, name) for name in old)
+    return tuple(blob.shape.dim)
 
 
 def check_layers(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str, remedy: str) -> None:

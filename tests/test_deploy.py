@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from tiny_nets import CLASSES, OURS, SIGMOID, inner_product, listing, make_run, poisoned, run_command, write_hdf5
+from tiny_nets import (
+    CLASSES,
+    OURS,
+    SIGMOID,
+    hdf5_layer,
+    inner_product,
+    listing,
+    make_run,
+    poisoned,
+    run_command,
+    write_hdf5,
+)
 
 from multilabel_softmax_loss import deploy as deploy_module
 from multilabel_softmax_loss.deploy import deploy, parse_shape
@@ -86,8 +97,119 @@ def test_with_the_shape_of_the_input_the_data_need_not_be_there(tmp_path):
     path = image_net(tmp_path, OURS % "")
     assert deploy(path, str(tmp_path / "with_data.prototxt")) == 0
     (tmp_path / "images.txt").unlink()
-    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(2, 1, 6, 6)) == 0
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 1, 6, 6)) == 0
     assert (tmp_path / "deploy.prototxt").read_text() == (tmp_path / "with_data.prototxt").read_text()
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(2, 1, 6, 6)) == 0
+    assert list(read(tmp_path / "deploy.prototxt").layer[0].input_param.shape[0].dim) == [2, 1, 6, 6]
+
+
+def simple_net(folder, middle, loss=None, data=None, head=None):
+    """A train_val.prototxt of samples "data" of 5 numbers from 0 to 1, or as given, and of whole numbers "class"."""
+    data = np.random.RandomState(0).rand(8, 5).astype(np.float32) if data is None else data
+    source = write_hdf5(folder / "samples", data=data, **{"class": np.arange(8, dtype=np.float32) % 3})
+    head = head or hdf5_layer(source, "TEST", batch=8, tops=("data", "class"))
+    loss = loss or 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "class" top: "loss" }'
+    (folder / "train_val.prototxt").write_text(head + middle + loss)
+    return str(folder / "train_val.prototxt")
+
+
+SCORES = inner_product("scores", "data", 3)
+RELU = 'layer {{ name: "relu" type: "ReLU" bottom: "{0}" top: "{0}" }}\n'.format
+OTHER_LOSS = 'layer { name: "%s" type: "SoftmaxWithLoss" bottom: "scores" bottom: "%s" top: "%s" }\n'
+SLICE = """layer { name: "slice" type: "Slice" bottom: "all" top: "rest" top: "scores"
+  slice_param { axis: 1 slice_point: 4 } }
+layer { name: "silence" type: "Silence" bottom: "rest" }
+"""
+
+
+@pytest.mark.parametrize(
+    "middle, changes, keywords",
+    [
+        pytest.param(
+            inner_product("one", "data", 6) + RELU("one") + inner_product("two", "one", 6) + RELU("two")
+            + inner_product("three", "two", 6) + RELU("three") + inner_product("scores", "three", 3),
+            {}, {}, id="layers of one name",
+        ),
+        pytest.param(
+            SCORES,
+            {"loss": 'layer { name: "copy" type: "Power" bottom: "class" top: "copy" }\n'
+             + OTHER_LOSS % ("loss", "class", "loss") + OTHER_LOSS % ("loss2", "copy", "loss2")},
+            {}, id="two losses with other labels on the same scores",
+        ),
+        pytest.param(
+            SCORES, {"head": 'input: "data" input_shape { dim: 4 dim: 5 } input: "class" input_shape { dim: 4 }\n'},
+            {}, id="inputs of the net",
+        ),
+        pytest.param(
+            SCORES, {"head": 'input: "data" input_dim: 4 input_dim: 5 input_dim: 1 input_dim: 1\n'
+                     'layer { name: "class" type: "DummyData" top: "class" dummy_data_param { shape { dim: 4 } } }\n'},
+            {"shape": (1, 5, 1, 1)}, id="an input of the net with another shape",
+        ),
+        pytest.param(
+            'layer { name: "root" type: "Power" bottom: "data" top: "root" power_param { power: 0.5 } }\n'
+            + inner_product("scores", "root", 3), {}, {}, id="data that must be positive",
+        ),
+        pytest.param(inner_product("all", "data", 7) + SLICE, {}, {"activation": "none"}, id="scores as a second top"),
+        pytest.param(
+            inner_product("hidden", "data", 4)
+            + 'layer { name: "relu" type: "PReLU" bottom: "hidden" top: "hidden"\n'
+            '  prelu_param { channel_shared: true } }\n'
+            + inner_product("scores", "hidden", 3), {}, {}, id="a weight without axes",
+        ),
+    ],
+)  # fmt: skip
+def test_nets_of_all_kinds_are_proved(tmp_path, middle, changes, keywords):
+    path = simple_net(tmp_path, middle, **changes)
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), **keywords) == 0
+    net = read(tmp_path / "deploy.prototxt")
+    assert [list(layer.top) for layer in net.layer if layer.type == "Input"] == [["data"]]
+
+
+@pytest.mark.parametrize("shape", [None, (8, 1)])
+def test_what_an_embedding_reads_are_indices(tmp_path, capsys, shape):
+    embed = """layer { name: "embed" type: "Embed" bottom: "data" top: "embed"
+      embed_param { input_dim: 200000 num_output: 4 weight_filler { type: "xavier" } } }
+"""
+    words = np.random.RandomState(0).randint(200000, size=(8, 1)).astype(np.float32)
+    path = simple_net(tmp_path, embed + inner_product("scores", "embed", 3), data=words)
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=shape) == 3
+    assert 'OpenCV: cannot run this net: Can\'t create layer "embed"' in capsys.readouterr().out
+
+
+def test_fixed_parameters_stay_where_the_shape_is_given(tmp_path):
+    bias = """layer { name: "fixed" type: "Parameter" top: "fixed" parameter_param { shape { dim: 3 } } }
+layer { name: "bias" type: "Bias" bottom: "plain" bottom: "fixed" top: "scores" bias_param { axis: 1 } }
+"""
+    path = simple_net(tmp_path, inner_product("plain", "data", 3) + bias)
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 5)) == 3  # OpenCV knows no Parameter
+    assert "Parameter" in [layer.type for layer in read(tmp_path / "deploy.prototxt").layer]
+
+
+@pytest.mark.parametrize(
+    "middle, loss, message",
+    [
+        pytest.param(SCORES, OURS.replace('"label"', '"class"') % '{"axis": 5}', "axis 5 is out of bounds", id="axis"),
+        pytest.param(
+            SCORES,
+            OURS.replace('"label"', '"class"') % '{"axis": "one"}',
+            "layer 'loss' has axis 'one' in its param_str; expected a whole number",
+            id="no axis",
+        ),
+        pytest.param(SCORES, OURS.replace('bottom: "label"', "") % "", "has no loss layer known here", id="no labels"),
+        pytest.param(
+            SCORES.replace('"scores"', '"low"')
+            + 'layer { name: "scores" type: "Log" bottom: "low" top: "scores" log_param { shift: -100 } }\n',
+            None,
+            "gives nan for random input, which proves nothing",
+            id="nan",
+        ),
+    ],
+)
+def test_what_cannot_be_proved_is_told_in_a_sentence(tmp_path, middle, loss, message):
+    path = simple_net(tmp_path, middle, loss)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 5))
+    assert not (tmp_path / "deploy.prototxt").exists()
 
 
 def test_without_weights_the_proof_is_the_same_on_every_run_and_its_scores_are_moderate(tmp_path, capsys):
@@ -216,7 +338,9 @@ def test_a_deploy_net_of_another_hand_is_replaced_only_if_it_is_named(tmp_path):
         assert deploy_module.run_here(parser.parse_args([path])) == 0
     mine = deployed.read_text().replace('name: "hidden"', 'name: "mine"')
     deployed.write_text(mine)
-    with pytest.raises(UsageError, match=f"{deployed} is there already, and differs; --out {deployed} replaces it."):
+    with pytest.raises(
+        UsageError, match=re.escape(f"{deployed} is there already, and differs; --out {deployed} replaces it.")
+    ):
         deploy_module.run_here(parser.parse_args([path]))
     assert deployed.read_text() == mine
     assert deploy_module.run_here(parser.parse_args([path, "--out", str(deployed)])) == 0
