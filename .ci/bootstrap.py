@@ -131,7 +131,7 @@ def download_venv(version, venv):
 def stamp_text(arguments):
     """Changes whenever the environment has to be made again."""
     digest = hashlib.sha256(repr((arguments.python, arguments.extras, str(ROOT))).encode())
-    for name in ("setup.py", "pyproject.toml", ".ci/bootstrap.py"):
+    for name in ("setup.py", "pyproject.toml", "multilabel_softmax_loss/__init__.py", ".ci/bootstrap.py"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 

@@ -17,7 +17,9 @@ class InputError(ValueError):
     """A blob that does not fit. `template` names the blobs as {scores}, {labels} and {sample_weight}.
 
     A caller that knows the blobs by other names (a layer calls them bottom[0] and so on) fills in its own;
-    `kind` tells it what to advise: "shape", "scores", "labels", "sample_weight" or "class_weight".
+    `kind` tells it what to advise: "scores", "labels", "sample_weight" for what is in them, "shape" or "weight_shape",
+    "empty" for labels that are not there, "loss" where that is too large, or an option: "axis", "class_weight" or
+    "ignore_label".
     """
 
     def __init__(self, kind: str, template: str):

@@ -646,7 +646,7 @@ def dense_short_rows(
             good = dense_columns(
                 turn(scores, first, last), turn(labels, first, last), sample_weight[first:last], class_weight,
                 ignoring, ignore_label, parts, smoothing, uniform, losses[first:last], weights[first:last],
-                slopes, p, alone, False,
+                slopes, p, alone, np.bool_(False),
             )  # fmt: skip
             if not good:
                 break
@@ -1201,13 +1201,15 @@ def add_up(losses, counts):
 
 
 def suits(batch: Batch) -> bool:
-    """Whether the batch has the types of Caffe's blobs (lists of indices may be float64), in one piece, not empty."""
+    """Whether the batch has the types of Caffe's blobs (lists of indices may be float64) and is not empty."""
     is_list = batch.options.label_format == "indices"
     return bool(
         batch.scores.dtype == np.float32
         and (batch.labels.dtype == np.float32 or (is_list and batch.labels.dtype == np.float64))
         and batch.scores.flags.c_contiguous
         and batch.labels.flags.c_contiguous
+        and batch.scores.flags.writeable  # each kernel has one compiled form, and it is for such arrays
+        and batch.labels.flags.writeable
         and batch.scores.size
     )
 

@@ -176,9 +176,9 @@ def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Los
 
 
 def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
-    """out = gradient * step for C-contiguous arrays of one type; `out` may be `gradient`."""
+    """out = gradient * step for C-contiguous arrays; `out` may be `gradient`."""
     module = kernels()
-    plain = gradient.dtype == np.float32 and TINY < abs(step) < HUGE
+    plain = gradient.dtype == out.dtype == np.float32 and TINY < abs(step) < HUGE
     if plain and module is not None:
         module.scale(gradient, step, out)
         return

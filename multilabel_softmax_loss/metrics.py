@@ -10,9 +10,6 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
-# Columns of a table of metrics, in their order. Of them all but these two are better when larger.
-SMALLER_IS_BETTER = ("coverage", "loss")
-
 
 def average_precisions(truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray] = None) -> np.ndarray:
     """The average precision of each class, NaN for a class without positives, where it is undefined."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -103,6 +104,7 @@ def child() -> None:
         os.dup2(file.fileno(), 2)
     tempfile.tempdir = os.path.dirname(log)  # what this process leaves there if it dies, its parent removes
     quiet_caffe()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its caches is no news
     warnings.formatwarning = lambda message, *_: f"{PROGRAM} {arguments.command}: warning: {message}\n"
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))

@@ -467,7 +467,7 @@ test_interval: 500
 display: 50
 snapshot: 2000
 snapshot_prefix: "train"  # a folder in it must exist
-random_seed: 1  # the same weights and shuffles on every run
+random_seed: 1  # the same weights on every run; HDF5Data shuffles by a generator of its own
 solver_mode: CPU  # GPU where Caffe is built for it; Python layers run on the CPU either way
 """,
         None,

@@ -1,14 +1,23 @@
+import ctypes
+import hashlib
 import os
 import platform
 import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 # Before Caffe and matplotlib are imported: no log, one thread for the same sums everywhere, and no window.
-for name, value in (("GLOG_minloglevel", "2"), ("OMP_NUM_THREADS", "1"), ("MPLBACKEND", "Agg")):
-    os.environ.setdefault(name, value)
+os.environ.update(GLOG_minloglevel="2", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
+os.environ.pop("MULTILABEL_SOFTMAX_LOSS_KERNELS", None)  # the fixture `backend` chooses
+
+# Kernels are compiled from three modules, and numba's cache watches one.
+ROOT = Path(__file__).resolve().parent.parent
+COMPILED = [ROOT / "multilabel_softmax_loss" / name for name in ("kernels.py", "targets.py", "threads.py")]
+DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in COMPILED)).hexdigest()
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / f"numba-{DIGEST[:16]}")
 
 # Drawn cases are the same on every run, but for `make fuzz`, which draws new ones. How long they take is no failure.
 PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -42,12 +51,13 @@ def pytest_report_header():
 
 
 @pytest.fixture(autouse=True)
-def seeded_fillers():
-    """The weights of Caffe's fillers are the same on every run."""
+def seeded_caffe():
+    """The weights of Caffe's fillers, and how HDF5Data shuffles, are the same whatever ran before."""
     if HAS_CAFFE:
         import caffe
 
         caffe.set_random_seed(0)
+        ctypes.CDLL(None).srand(0)
 
 
 @pytest.fixture

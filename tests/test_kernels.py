@@ -124,7 +124,6 @@ def test_odd_positions_are_left_to_numpy(calls, shape, label_format):
     rows[11, 2] = 60
     scores = np.ascontiguousarray(np.moveaxis(rows.reshape(*shape[:1], *shape[2:], 5), -1, 1))
     if label_format == "dense":
-        np.moveaxis(labels, 1, -1).reshape(-1, 5)
         flat = np.moveaxis(labels, 1, -1).reshape(-1, 5).copy()
         flat[3] = [1, 1, 0, 0, 0]
         flat[11] = [0, 0, 1, 0, 0]
@@ -483,6 +482,8 @@ def test_helpers_stop_whatever_they_are_at():
             helpers = list(kernels.TEAM.helpers)
             time.sleep(pause)  # they listen, or sleep
             kernels.TEAM.stop()
+            for helper in helpers:
+                helper.join(60)
             assert not any(helper.is_alive() for helper in helpers)
 
 

@@ -417,15 +417,16 @@ def test_warnings_of_numpy_stay_inside():
 # Memory
 
 
-def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes):
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])  # float32 lists go the way of the kernels
+def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes, dtype):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(256, 32000)).astype(np.float32)
-    indices = rng.integers(0, 32000, size=(256, 16))
+    indices = rng.integers(0, 32000, size=(256, 16)).astype(dtype)
     peak = peak_bytes(lambda: sigmoid_cross_entropy(scores, indices, label_format="indices", label_smoothing=0.1))
     assert peak < 1.2 * scores.nbytes  # the gradient itself, and blocks
 
 
-def test_the_loss_alone_allocates_blocks_only(peak_bytes):
+def test_the_loss_alone_allocates_blocks_only(backend, peak_bytes):
     scores, labels = random_case((512, 4000), dtype=np.float32)
     options = SigmoidOptions(focal_gamma=2.0, pos_weight=2.0)
     layout = Layout(scores.shape, labels.shape, None, options)

@@ -479,15 +479,16 @@ def test_few_labels_so_large_that_their_sum_overflows():
 # Memory
 
 
-def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes):
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])  # float32 lists go the way of the kernels
+def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_bytes, dtype):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(256, 100000)).astype(np.float32)
-    indices = rng.integers(0, 100000, size=(256, 16))
+    indices = rng.integers(0, 100000, size=(256, 16)).astype(dtype)
     peak = peak_bytes(lambda: softmax_cross_entropy(scores, indices, label_format="indices", label_smoothing=0.1))
     assert peak < 1.1 * scores.nbytes  # the gradient itself, and blocks
 
 
-def test_the_loss_alone_allocates_blocks_only(peak_bytes):
+def test_the_loss_alone_allocates_blocks_only(backend, peak_bytes):
     scores, labels = random_case((256, 4000), dtype=np.float32)
     layout = Layout(scores.shape, labels.shape, None, SoftmaxOptions())
     peak = peak_bytes(lambda: evaluate_softmax(scores, labels, None, layout, SoftmaxOptions()))
