@@ -15,7 +15,7 @@ import traceback
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterable, Iterator, List
 
 PROGRAM = "python -m multilabel_softmax_loss"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -79,16 +79,18 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Have Ctrl-C and SIGTERM wait."""
-    mask_signals("SIG_BLOCK")
+    former = mask_signals("SIG_BLOCK", SIGNALS)
     try:
         yield
     finally:
-        mask_signals("SIG_UNBLOCK")
+        mask_signals("SIG_SETMASK", former)
 
 
-def mask_signals(how: str) -> None:
+def mask_signals(how: str, signals: Iterable[int]) -> Iterable[int]:
+    """Block or unblock signals; returns those that were blocked before."""
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(getattr(signal, how), SIGNALS)
+        return signal.pthread_sigmask(getattr(signal, how), signals)
+    return ()
 
 
 def child() -> None:
@@ -108,7 +110,7 @@ def child() -> None:
     warnings.formatwarning = lambda message, *_: f"{PROGRAM} {arguments.command}: warning: {message}\n"
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    mask_signals("SIG_UNBLOCK")
+    mask_signals("SIG_UNBLOCK", SIGNALS)
     status = run_reporting(getattr(import_module(module), name), arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -63,11 +63,14 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError as error:
+            except BlockingIOError as error:
                 if time.monotonic() > end:
                     os.close(handle)
                     raise UsageError(f"{self.path} is used by another run; choose another --out.") from error
                 time.sleep(0.05)
+            except OSError as error:
+                os.close(handle)
+                raise UsageError(f"{self.path} cannot be locked: {error.strerror}; choose another --out.") from error
         self.handle = handle
 
     def unlock(self) -> None:

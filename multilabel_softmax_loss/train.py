@@ -129,9 +129,9 @@ def train(
     if weights is not None:
         read_weights(weights)
     try:
+        if os.path.isdir(folder.path):
+            folder.lock()
         with stopping() as stop, tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as outside:
-            if os.path.isdir(folder.path):
-                folder.lock()
             if not resume:
                 folder.check_unused()
             manifest = folder.newest(say) if resume else None
@@ -364,10 +364,10 @@ class Run:
         if self.best is not None and self.best["metric"] != self.metric:
             self.best = None
         moments = [(self.seed, 0, iteration) for iteration in range(self.solver.iter)]
-        fast_forward(self.solver.net, self.nets[0], moments, self.param.iter_size)
+        fast_forward(self.solver.net, self.nets[0], moments, self.param.iter_size, self.stop)
         for number, net in enumerate(self.solver.test_nets):
             moments = [(self.seed, number + 1, iteration) for iteration in self.tests]
-            fast_forward(net, self.nets[1][number], moments, self.param.test_iter[number])
+            fast_forward(net, self.nets[1][number], moments, self.param.test_iter[number], self.stop)
         say(f"Resumed {self.folder.path} at iteration {self.solver.iter}.")
 
     # The loop
@@ -562,10 +562,11 @@ def loss_outputs(net: Any, path: str) -> List[str]:
     return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
 
 
-def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int) -> None:
+def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: List[int]) -> None:
     """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
 
     Only the layers without bottoms run. Where all of them go round in a fixed period, whole rounds are left out.
+    Gives up once `stop` is not empty.
     """
     kinds = dict(zip(net.top_names, net.layers))
     indices = [
@@ -584,6 +585,8 @@ def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forw
                 net._forward(index, index)
         return
     for moment in moments:
+        if stop:
+            return
         reseed(*moment)
         for _ in range(forwards):
             for index in indices:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import errno
 import json
 import os
 import re
@@ -33,8 +34,9 @@ from tiny_nets import (
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.curves import smoothed
 from multilabel_softmax_loss.native import UsageError, run_reporting
+from multilabel_softmax_loss.nets import replacing
 from multilabel_softmax_loss.snapshots import set_learned_net
-from multilabel_softmax_loss.train import Diverged, add_arguments, run_here, train
+from multilabel_softmax_loss.train import Diverged, add_arguments, reseed, run_here, train
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
 KILLS = int(os.environ.get("KILLS", "5"))
@@ -278,6 +280,53 @@ def test_ctrl_c_as_the_child_has_just_ended_changes_nothing(monkeypatch, capfd):
     monkeypatch.setattr(os, "waitpid", waiting)
     assert main(["train", "absent.prototxt"]) == 2
     assert "absent.prototxt" in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_the_wait_for_a_folder_in_use(tmp_path, monkeypatch):
+    from multilabel_softmax_loss.snapshots import RunFolder
+
+    solver = make_run(tmp_path, test=False)
+    RunFolder(str(tmp_path / "run"), "x").lock()
+    monkeypatch.setattr("multilabel_softmax_loss.snapshots.time.sleep", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(solver, out=str(tmp_path / "run"), resume=True)
+
+
+def test_ctrl_c_ends_the_way_back_to_the_place_in_the_data(tmp_path, monkeypatch, no_pictures):
+    solver = make_run(tmp_path)
+    train(with_iterations(solver, 13), out=str(tmp_path / "run"))
+    moments = []
+
+    def interrupting(*key, seed=reseed):
+        if len(key) == 3:
+            moments.append(key)
+            os.kill(os.getpid(), signal.SIGINT)
+        seed(*key)
+
+    monkeypatch.setattr("multilabel_softmax_loss.train.reseed", interrupting)
+    summary = train(solver, out=str(tmp_path / "run"), resume=True)
+    assert (summary["interrupted"], summary["iteration"], len(moments)) == (True, 13, 1)
+
+
+def test_signals_that_a_caller_blocked_stay_blocked(tmp_path):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        with replacing(tmp_path / "file.txt"):
+            pass
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def test_a_folder_that_cannot_be_locked_is_told_at_once(tmp_path, monkeypatch):
+    import fcntl
+
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UsageError, match="run cannot be locked: No locks available; choose another --out"):
+        train(make_run(tmp_path), out=str(tmp_path / "run"))
 
 
 def test_a_full_disk_is_told_in_a_sentence(capsys):
