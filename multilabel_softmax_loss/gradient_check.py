@@ -314,7 +314,7 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
     )
     if not probed.any():
         return untold("no slope could be measured within the time and the domain of the loss")
-    if not slopes.changed() and not analytic.any():
+    if not analytic.any() and slopes.still(tolerance):
         said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
         return Measurement("pass", 0.0, 0.0, math.nan, 0.0, [said], [], counts)
     if not evidence.yardstick.any():

@@ -84,7 +84,10 @@ class Objective:
             if np.array_equal(single, near) and not np.array_equal(single, single[:1].repeat(len(near), 0)):
                 # Float64 that only ever holds float32: that is where it was rounded.
                 self.spacing = np.maximum(self.spacing, np.spacing(np.abs(self.center.astype(np.float32))))
-        rounding = math.sqrt(float(np.nansum((self.weights * self.spacing) ** 2)) / 12)
+        each = np.nan_to_num(np.abs(self.weights * self.spacing))
+        largest = float(each.max(initial=0)) or 1.0
+        rounding = largest * math.sqrt(float(np.sum((each / largest) ** 2)) / 12)  # whose squares may underflow
+        rounding = rounding or largest * float(each.any())
         finite = [jitter for jitter in jitters if math.isfinite(jitter)]
         return max(rounding, 1.5 * float(np.median(finite)) if finite else 0.0, quantum(far) / math.sqrt(12))
 
@@ -133,18 +136,25 @@ class Probe:
         return size.flat[self.index] if self.vector is None else float(np.median(size))
 
     def pair(self, x, step):
-        """x moved forth and back, rounded to its dtype, and the distance there really is between the two."""
+        """x moved forth and back, rounded to its dtype; the distance there really is between the two, and how uneven.
+
+        The latter is by how much the way forth differs from the way back, as a multiple of the direction's length, and
+        at least a rounding of x in float64, such as happens within a function.
+        """
         if self.vector is None:
             plus, minus = x.copy(), x.copy()
             plus.flat[self.index] = float(x.flat[self.index]) + step
             minus.flat[self.index] = float(x.flat[self.index]) - step
-            return plus, minus, float(plus.flat[self.index]) - float(minus.flat[self.index])
+            here, there, back = (float(array.flat[self.index]) for array in (x, plus, minus))
+            return plus, minus, there - back, max(abs((there - here) - (here - back)), float(np.spacing(abs(here))))
         plus = (x + step * self.vector).astype(x.dtype)
         minus = (x - step * self.vector).astype(x.dtype)
         moves = self.vector != 0
-        apart = plus[moves].astype(np.float64) - minus[moves]
+        here, there, back = (array[moves].astype(np.float64) for array in (x, plus, minus))
         along = self.vector[moves]
-        return plus, minus, float(np.vdot(apart, along) / np.vdot(along, along))
+        length = float(np.linalg.norm(along))
+        uneven = float(np.linalg.norm(np.maximum(np.abs((there - here) - (here - back)), np.spacing(np.abs(here)))))
+        return plus, minus, float(np.vdot(there - back, along)) / length**2, uneven / length
 
 
 def direction(shape, random, support=None) -> np.ndarray:
@@ -169,6 +179,7 @@ class Slopes:
         self.unit = np.zeros(0)
         self.central = np.zeros((len(LADDER), 0))  # (F(x+h) - F(x-h)) / 2h
         self.jump = np.zeros((len(LADDER), 0))  # right slope minus left slope
+        self.uneven = np.zeros((len(LADDER), 0))  # what rounding of x itself does to a slope, by the curvature
         self.tried = np.zeros((len(LADDER), 0), dtype=bool)
         self.add(probes)
 
@@ -177,29 +188,42 @@ class Slopes:
         self.probes = self.probes + probes
         self.unit = np.append(self.unit, [probe.step(self.objective.x, self.size) for probe in probes])
         self.central, self.jump = np.hstack([self.central, unknown]), np.hstack([self.jump, unknown])
+        self.uneven = np.hstack([self.uneven, unknown])
         self.tried = np.hstack([self.tried, np.isfinite(unknown)])
 
-    def changed(self) -> bool:
-        """Whether any step changed the objective."""
-        return bool(np.nan_to_num(self.jump).any() or np.nan_to_num(self.central).any())
+    def still(self, tolerance) -> bool:
+        """Whether the objective changes nowhere, or only far away: along no probe at its two finest steps.
+
+        These must be long enough for a slope of `tolerance` times the steepest one met far away to show.
+        """
+        steepest = float(np.nan_to_num(np.abs(self.central)).max(initial=0))
+        for j, unit in enumerate(self.unit):
+            near = np.flatnonzero(np.isfinite(self.central[:, j]))[-2:]
+            hidden = self.objective.noise / (LADDER[near] * unit)
+            moves = self.central[near, j].any() or self.jump[near, j].any()
+            if moves or (steepest and hidden.max(initial=0) > tolerance * steepest):
+                return False
+        return True
 
     def evaluate(self, j, level) -> None:
         if not 0 <= level < len(LADDER) or self.tried[level, j] or time.monotonic() > self.deadline:
             return
         self.tried[level, j] = True
         objective = self.objective
-        plus, minus, apart = self.probes[j].pair(objective.x, LADDER[level] * self.unit[j])
+        plus, minus, apart, uneven = self.probes[j].pair(objective.x, LADDER[level] * self.unit[j])
         if apart <= 0:
             return
         forth = objective.values(plus) - objective.center
         back = objective.values(minus) - objective.center
         self.central[level, j] = objective.weights @ (forth - back) / apart
         self.jump[level, j] = objective.weights @ (forth + back) / (apart / 2)
+        self.uneven[level, j] = abs(self.jump[level, j]) * uneven / apart
 
     def estimate(self):
         """Value, truncation and rounding (one sigma) of each slope, by the window of steps with the least error."""
         steps = LADDER[:, None] * self.unit
-        sigma = np.where(np.isfinite(self.central), self.objective.noise / (math.sqrt(2) * steps), np.nan)
+        sigma = np.hypot(self.objective.noise / (math.sqrt(2) * steps), self.uneven)
+        sigma = np.where(np.isfinite(self.central), sigma, np.nan)
         table, rounding, weights = self.central, sigma, np.ones(1)
         values, truncations, roundings = [], [], []
         for order in range(ORDERS):
@@ -244,7 +268,7 @@ class Slopes:
         """
         count = len(self.probes)
         steps = LADDER[:, None] * self.unit
-        sigma = self.objective.noise * math.sqrt(6) / steps
+        sigma = np.hypot(self.objective.noise * math.sqrt(6) / steps, 2 * self.uneven)
         left_over = 2 * self.jump[1:] - self.jump[:-1]
         # The noise of a difference of slopes may be that of one jump between two rounded values: hence twice.
         bar = 2 * SIGMAS * np.hypot(2 * sigma[1:], sigma[:-1])
@@ -269,8 +293,9 @@ def climb(slopes, slope, yardsticks, tolerance, start=0) -> None:
         slopes.evaluate(0, zero + 3)
         entry = np.abs(np.nan_to_num(slopes.central[zero + 3, 0])) / roots[0] + 0 * roots
     # The step at which rounding is a tenth of the tolerance; never finer than 2^-8, where truncation is below it.
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         wanted = 10 * SIGMAS * slopes.objective.noise / (entry * slopes.unit * tolerance)
+        wanted = np.where(np.isnan(wanted), 1.0, wanted)  # no noise, and no slope
     first = np.clip(np.ceil(np.log2(np.clip(wanted, 1e-30, 1e30))), -8, 0)
     plan = [range(int(zero - e), int(zero - e) + (2 if e < -5 else 3)) for e in first]
     open_ = np.arange(count) >= start

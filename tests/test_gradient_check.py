@@ -342,10 +342,47 @@ def test_directions_are_constant_along_no_axis(shape):
                 assert (vector.max(axis=axis) > vector.min(axis=axis)).all()
 
 
+DATA = np.random.RandomState(0).randn(20, 3)
+ANSWER = DATA @ np.array([0.3, -1.2, 2.1])
+
+
+@pytest.mark.parametrize(
+    "loss, gradient, x, verdict",
+    [
+        pytest.param(
+            lambda x: np.maximum(0, 1 - x).sum(), lambda x: -1.0 * (x < 1), np.full(5, 4.0), "pass", id="hinge far off"
+        ),
+        pytest.param(
+            lambda x: np.maximum(0, 1 - x).sum(), lambda x: 0 * x, np.array([4.0, 0.0]), "fail", id="hinge half off"
+        ),
+        pytest.param(
+            lambda x: ((DATA @ x - ANSWER) ** 2).mean(), lambda x: 2 * DATA.T @ (DATA @ x - ANSWER) / 20,
+            np.array([0.3, -1.2, 2.1]), "inconclusive", id="least squares solved",
+        ),
+        pytest.param(
+            lambda x: ((x - ANSWER) ** 2).sum(), lambda x: 2 * (x - ANSWER), ANSWER, "inconclusive", id="at the minimum"
+        ),
+        pytest.param(
+            lambda x: ((x - ANSWER) ** 2).sum(), lambda x: 2 * (x - ANSWER), ANSWER + 1e-8, "pass", id="near it"
+        ),
+        pytest.param(
+            lambda x: ((x - ANSWER) ** 2).sum(), lambda x: x - ANSWER, ANSWER + 1e-8, "fail", id="near it, half"
+        ),
+        pytest.param(lambda x: (x**2).sum(), lambda x: 2 * x, np.full(5, 1e-200), "inconclusive", id="loss underflows"),
+        pytest.param(lambda x: 1e9 + 1e-6 * x.sum(), lambda x: 0 * x, np.ones(3), "fail", id="hardly a slope"),
+    ],
+)  # fmt: skip
+def test_losses_of_zero_are_neither_failures_nor_passed_blindly(loss, gradient, x, verdict):
+    assert check_function(loss, gradient, x).verdict == verdict
+
+
 def test_the_step_is_the_one_there_is_after_rounding():
-    x = np.array([1000.1, 0.3], dtype=np.float32)
-    plus, minus, apart = Probe(index=0).pair(x, 1e-3)
+    x = np.array([1000.1, 0.3, 1024], dtype=np.float32)
+    plus, minus, apart, uneven = Probe(index=0).pair(x, 1e-3)
     assert apart == float(plus[0]) - float(minus[0]) != 2e-3
+    assert 0 < uneven < 1e-12  # of float64, for what a function rounds within
+    plus, minus, apart, uneven = Probe(index=2).pair(x, 9e-5)  # the float32 below are closer than those above
+    assert uneven == abs(float(plus[2]) + float(minus[2]) - 2048) > 1e-5
     assert scales(np.array([1000.1, 0.3, 0.001])).tolist() == [1024, 0.25, 0.25]
 
 
