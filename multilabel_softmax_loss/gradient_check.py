@@ -290,7 +290,7 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         sentence = f"{array} has {analytic[first]} at {list(first)}, and {int(bad.sum())} such entries of {x.size}."
         return stop("fail", "gradient not finite", Finding("gradient-not-finite", sentence))
-    objective = Objective(outputs, weights, x, seed)
+    objective = Objective(outputs, weights, x, seed, 0.2 * max(deadline - time.monotonic(), 0))
     if not math.isfinite(objective.value):
         return stop("fail", "not measured", Finding("loss-not-finite", f"the loss is {objective.value}."))
 

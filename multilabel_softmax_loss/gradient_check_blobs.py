@@ -6,6 +6,8 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from .native import quiet_caffe
+
 
 class Spec(NamedTuple):
     """One Python layer, as a prototxt would describe it."""
@@ -165,8 +167,7 @@ class CaffeRunner(Runner):
     dtype = np.float32
 
     def __init__(self, spec, arrays):
-        os.environ.setdefault("GLOG_minloglevel", "2")  # before the import, or the log is loud
-        os.environ.setdefault("GLOG_minloglevel", "2")  # before Caffe is imported: no log of each small net
+        quiet_caffe()
         import caffe
         from caffe.proto import caffe_pb2
 

@@ -151,6 +151,8 @@ class LayerCheck:
         try:
             with np.errstate(all="ignore"):  # training goes on with nan as well; it becomes a finding
                 return self.check()
+        except BadArgument:
+            raise
         except Stop:
             return self.report([], "")
         except RAISED as error:
@@ -201,7 +203,7 @@ class LayerCheck:
             shapes = [np.shape(value) for value in self.given_parameters]
             own = [value.shape for value in runner.parameters()]
             if shapes != own:
-                raise ValueError(f"parameters have shapes {shapes}; expected {own}, those of the layer's blobs.")
+                raise BadArgument(f"parameters have shapes {shapes}; expected {own}, those of the layer's blobs.")
             runner.set_parameters(self.given_parameters)
         self.parameters = runner.parameters()
 
@@ -404,11 +406,27 @@ class LayerCheck:
                     fatal=False,
                 )
 
-    def others(self) -> List[np.ndarray]:
-        """Other data of the same kind: the samples in another order, and what is differentiated halved."""
+    def others(self) -> Optional[List[np.ndarray]]:
+        """Other data of the same kind: the samples in another order, and what is differentiated halved if it may be.
+
+        None where the layer refuses both.
+        """
         size = self.batch()
         rolled = [np.roll(array, 1, axis=0) if array.ndim and len(array) == size else array for array in self.arrays]
-        return [array * np.float32(0.5) if i in self.spec.wrt else array for i, array in enumerate(rolled)]
+        halved = [array * np.float32(0.5) if i in self.spec.wrt else array for i, array in enumerate(rolled)]
+        for arrays in (halved, rolled):
+            try:
+                self.gradient(self.run_once(arrays))
+                return arrays
+            except RAISED:
+                continue
+        return None
+
+    def run_once(self, arrays) -> CaffeRunner:
+        """A new net that went forward on these arrays."""
+        runner = self.fresh()
+        self.forward(runner, arrays)
+        return runner
 
     def batch(self) -> int:
         first = self.arrays[self.spec.wrt[0] if self.spec.wrt else 0] if self.arrays else np.zeros(())
@@ -424,6 +442,8 @@ class LayerCheck:
         if self.has("state-leaks"):
             return
         other = self.others()
+        if other is None:
+            return
         new, used = self.fresh(), self.fresh()
         self.forward(used)
         self.gradient(used)
@@ -600,6 +620,10 @@ class LayerCheck:
 
 class Stop(Exception):
     """The layer raised; what is known is in the findings."""
+
+
+class BadArgument(ValueError):
+    """What the caller gave does not fit the layer, which is no finding."""
 
 
 def distance(a, b) -> float:

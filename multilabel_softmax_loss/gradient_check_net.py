@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
 from .gradient_check_layer import RAISED, check_layer, raised
 from .native import UsageError, guarded
-from .nets import check_python_layers, find_class
+from .nets import check_python_layers, copy_matching, find_class, phase_layers, read_prototxt
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
@@ -88,21 +87,21 @@ def check_net(
     Raises
     ------
     ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there or raises in setup or
-        reshape.
-    OSError : a file cannot be read.
+        reshape, or a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
     """
     check_numbers(tolerance, budget, seed)
-    parameter = read_prototxt(net)
-    os.environ.setdefault("GLOG_minloglevel", "2")
+    parameter = read_prototxt(str(net))
     import caffe
 
-    python = {layer.name: layer for layer in parameter.layer if layer.type == "Python" and in_train(layer)}
+    present = phase_layers(parameter, "TRAIN")
+    python = {layer.name: layer for layer in present if layer.type == "Python"}
     unknown = [name for name in layers or [] if name not in python]
     if unknown:
         known = ", ".join(python) or "none"
         raise ValueError(f"{net} has no Python layer {unknown[0]!r}; its Python layers are {known}.")
-    check_python_layers(list(python.values()), net)
+    check_names(python, present, net)
+    check_python_layers(present, net)
     caffe.set_random_seed(seed)
     np.random.seed(seed)
     reports: Dict[str, GradientReport] = {}
@@ -112,10 +111,9 @@ def check_net(
     except RAISED as error:
         raise ValueError(f"{net}: {blame(error, python)}") from error
     if weights:
-        if not os.path.exists(weights):
-            raise ValueError(f"no file {weights!r}; expected a .caffemodel.")
-        loaded.copy_from(str(weights))
-    fill_inputs(loaded, parameter, fill or {}, np.random.RandomState(seed))
+        copy_matching(loaded, str(weights), net)
+    inputs = [*parameter.input, *(top for layer in present if layer.type == "Input" for top in layer.top)]
+    fill_inputs(loaded, inputs, fill or {}, np.random.RandomState(seed))
     names = list(loaded._layer_names)
     learns, losses = backward_paths(loaded, parameter)
     for i, name in enumerate(names):
@@ -137,9 +135,14 @@ def check_net(
         tops = list(loaded.top_names[name])
         weight = [layer.loss_weight[k] if k < len(layer.loss_weight) else 0.0 for k in range(len(tops))]
         weight = [w or float(top in losses) for w, top in zip(weight, tops)]
-        reason = no_gradient(type(loaded.layers[i]), caffe.Layer, bottoms, any(weight))
+        reason = no_gradient(type(loaded.layers[i]), caffe.Layer, bottoms, tops, any(weight))
         if reason:
             skipped[name] = reason
+            continue
+        if set(layer.top) & set(layer.bottom):
+            sentence = "it works in place; give its top a name of its own, so that it can be checked."
+            finding = Finding("in-place", sentence, fatal=False)
+            reports[name] = GradientReport(subject(layer), "inconclusive", findings=[finding], tolerance=tolerance)
             continue
         wrt = [k for k, bottom in enumerate(loaded.bottom_names[name]) if bottom in learns]
         if layer.propagate_down:
@@ -149,6 +152,9 @@ def check_net(
             weight if any(weight) else [1.0] + [0.0] * (len(tops) - 1), wrt or (() if parameters else (0,)), seed,
             len(tops), "auto", parameters, tolerance, budget, subject(layer),
         )  # fmt: skip
+        if not any(weight) and set(report.names) & {"raises-in-backward"}:
+            skipped[name] = f"nothing asks for its backward, which raises {report.findings[0].partition(': ')[2]}"
+            continue
         if not any(weight):
             sentence = "without loss_weight Caffe never calls its backward; checked as if it were 1."
             report.findings.append(Finding("no-loss-weight", sentence, fatal=False))
@@ -163,29 +169,12 @@ def subject(layer) -> str:
     return f"{layer.name} ({layer.python_param.module}.{layer.python_param.layer})"
 
 
-def read_prototxt(path):
-    """The net's text, parsed; ValueError names line and column."""
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    from caffe.proto import caffe_pb2
-    from google.protobuf import text_format
-
-    if not os.path.isfile(path):
-        raise ValueError(f"no file {str(path)!r}; expected the prototxt of a net.")
-    try:
-        return text_format.Merge(Path(path).read_text(encoding="utf-8"), caffe_pb2.NetParameter())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no net: {error}") from error
-
-
-def in_train(layer) -> bool:
-    """Whether a layer without stage rules is part of the net in phase TRAIN."""
-
-    def train(rule):
-        return not rule.HasField("phase") or rule.phase == 0
-
-    if layer.include:
-        return any(train(rule) for rule in layer.include)
-    return not any(train(rule) for rule in layer.exclude)
+def check_names(python, layers, path) -> None:
+    """Raise ValueError where a Python layer shares its name with another layer, as pycaffe then mixes them up."""
+    names = [layer.name for layer in layers]
+    for name in python:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} has {names.count(name)} layers {name!r}; give each Python layer its own name.")
 
 
 def backward_paths(net, parameter) -> Tuple[set, set]:
@@ -209,11 +198,11 @@ def _nothing(self, top, propagate_down, bottom):
     pass
 
 
-def no_gradient(layer_class, base, bottoms, wanted) -> str:
+def no_gradient(layer_class, base, bottoms, tops, wanted) -> str:
     """Why a layer has no gradient to check; empty where it has one."""
     backward = getattr(layer_class, "backward", None)
-    if not bottoms:
-        return "it has no bottoms"
+    if not bottoms or not tops:
+        return f"it has no {'tops' if bottoms else 'bottoms'}"
     if backward is None or backward is getattr(base, "backward", None):
         return "it has no backward"
     code = getattr(backward, "__code__", None)
@@ -236,10 +225,8 @@ def blame(error, python) -> str:
     return f"{who} {name.replace('-', ' ')}: {sentence}"
 
 
-def fill_inputs(net, parameter, fill, random) -> None:
+def fill_inputs(net, inputs, fill, random) -> None:
     """Put something into the blobs of Input layers, which otherwise hold zeros."""
-    inputs = [top for layer in parameter.layer if layer.type == "Input" and in_train(layer) for top in layer.top]
-    inputs += list(parameter.input)
     for blob in fill:
         if blob not in inputs:
             raise ValueError(f"--fill names {blob!r}; the net's Input blobs are {', '.join(inputs) or 'none'}.")
@@ -267,8 +254,11 @@ def made(kind, shape, random, blob) -> np.ndarray:
     if kind.endswith(".npy"):
         try:
             array = np.load(kind, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"--fill {blob}={kind}: {error}") from error
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            found = getattr(array, "dtype", "several arrays")
+            raise ValueError(f"--fill {blob}={kind}: the file holds {found}; expected an array of real numbers.")
         if array.shape != shape:
             raise ValueError(f"{kind} has shape {array.shape}; expected {shape}, that of {blob!r} in the net.")
         return array

@@ -32,9 +32,12 @@ class Objective:
         Contracts the outputs, in float64, so that no sum adds rounding of its own.
     x : float32 or float64 array
         Where; its dtype is the one that steps are rounded to.
+    seed : int
+    patience : seconds
+        Once the noise takes longer to measure, fewer moves of x have to do.
     """
 
-    def __init__(self, outputs, weights, x, seed):
+    def __init__(self, outputs, weights, x, seed, patience=math.inf):
         self.outputs = outputs
         self.weights = weights
         self.x = x
@@ -42,7 +45,7 @@ class Objective:
         started = time.monotonic()
         self.center = self.values(x)
         self.value = float(self.weights @ self.center)
-        self.noise = self.estimate_noise(np.random.RandomState(seed))
+        self.noise = self.estimate_noise(np.random.RandomState(seed), started + patience)
         self.seconds = (time.monotonic() - started) / self.evaluations
 
     def values(self, x) -> np.ndarray:
@@ -59,7 +62,7 @@ class Objective:
             self.spacing = np.spacing(np.abs(values)).astype(np.float64)
         return values.astype(np.float64)
 
-    def estimate_noise(self, random) -> float:
+    def estimate_noise(self, random, deadline) -> float:
         """Standard deviation of F under tiny moves of x: that of the outputs' rounding, or more where measured.
 
         The k-th difference of a smooth function at tiny spacing is its noise, times the root of (2k)!/(k!)^2.
@@ -79,6 +82,8 @@ class Objective:
                 near += line
                 jitters.append(math.sqrt(gain * float(np.mean(np.diff(contracted, order) ** 2))))
             far += contracted.tolist()
+            if time.monotonic() > deadline:
+                break
         with np.errstate(all="ignore"):
             single = np.asarray(near).astype(np.float32)
             if np.array_equal(single, near) and not np.array_equal(single, single[:1].repeat(len(near), 0)):

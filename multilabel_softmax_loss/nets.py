@@ -475,6 +475,18 @@ def check_layers(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: st
     check_shapes(net, stored, weights, path)
 
 
+def copy_matching(net: Any, weights: str, path: str) -> List[str]:
+    """Copy the weights of the layers that have the same names; the names of those that have none there."""
+    stored = read_weights(weights)
+    fresh = [name for name in net.params if name not in stored]
+    if len(fresh) == len(net.params):
+        raise UsageError(f"{weights} has no layer of the net of {path}; it has {shortlist(stored)}.")
+    check_shapes(net, stored, weights, path)
+    net.copy_from(weights)
+    check_finite_weights(net, weights)
+    return fresh
+
+
 def check_shapes(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str) -> None:
     for name, blobs in net.params.items():
         if name not in stored:

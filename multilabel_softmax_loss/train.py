@@ -22,10 +22,9 @@ from .native import PROGRAM, UsageError, guarded, handling, tell
 from .nets import (
     LAYER_ERRORS,
     Head,
-    check_finite_weights,
     check_layers,
     check_python_layers,
-    check_shapes,
+    copy_matching,
     find_heads,
     not_finite,
     phase_layers,
@@ -143,7 +142,9 @@ def train(
             os.symlink(outside, link)
             run = Run(param, solver, nets, folder, os.path.join(link, prefix), seed, k, best_by, stop)
             if weights is not None:
-                load_matching(run.solver.net, weights, solver)
+                fresh = copy_matching(run.solver.net, weights, solver)
+                if fresh:
+                    say(f"{weights} has no weights for {shortlist(fresh)}, which begin afresh.")
             folder.lock()
             folder.clean()
             if manifest is None:
@@ -229,19 +230,6 @@ def check_fed(net: Any, layers: Sequence[Any], path: str, phase: str) -> None:
     if all(layer.type == "Input" for layer in sources(layers)):
         raise UsageError(f"{told} Expected a layer that reads data, such as HDF5Data or Data, in place of the Input.")
     print(f"{PROGRAM} train: warning: {told}", file=sys.stderr)
-
-
-def load_matching(net: Any, weights: str, path: str) -> None:
-    """Copy the weights of the layers that have the same names; say which layers begin afresh."""
-    stored = read_weights(weights)
-    fresh = [name for name in net.params if name not in stored]
-    if len(fresh) == len(net.params):
-        raise UsageError(f"{weights} has no layer of the net of {path}; it has {shortlist(stored)}.")
-    check_shapes(net, stored, weights, path)
-    net.copy_from(weights)
-    check_finite_weights(net, weights)
-    if fresh:
-        say(f"{weights} has no weights for {shortlist(fresh)}, which begin afresh.")
 
 
 def reseed(*key: int) -> None:

@@ -342,6 +342,16 @@ def test_directions_are_constant_along_no_axis(shape):
                 assert (vector.max(axis=axis) > vector.min(axis=axis)).all()
 
 
+def test_a_slow_loss_is_measured_within_the_budget(clock):
+    def loss(x):
+        clock.now += 0.1
+        return (x**2).sum()
+
+    report = check_function(loss, lambda x: 2 * x, np.arange(1.0, 6), budget=5)
+    assert clock.now < 5.5
+    assert_gradient(report)
+
+
 DATA = np.random.RandomState(0).randn(20, 3)
 ANSWER = DATA @ np.array([0.3, -1.2, 2.1])
 

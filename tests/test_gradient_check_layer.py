@@ -195,8 +195,8 @@ def test_learnable_blobs_are_checked_at_the_values_given():
     report = check(Cage(layer_zoo.ScaleAndShift, feed=layer_zoo.alone), 4, parameters=parameters)
     assert_gradient(report)
     assert [note.split(" (")[0] for note in report.notes[:3]] == ["bottom[0]", "blobs[0]", "blobs[1]"]
-    wrong = check(Cage(layer_zoo.ScaleAndShift, feed=layer_zoo.alone), 4, parameters=parameters[:1])
-    assert "expected [(10,), (10,)]" in str(wrong)
+    with pytest.raises(ValueError, match=r"expected \[\(10,\), \(10,\)\], those of the layer's blobs"):
+        check(Cage(layer_zoo.ScaleAndShift, feed=layer_zoo.alone), 4, parameters=parameters[:1])
 
 
 @pytest.mark.parametrize("arguments, error, match", [
@@ -286,6 +286,86 @@ class Watch(layer_zoo.caffe.Layer):
 
     def backward(self, top, propagate_down, bottom):
         pass
+
+
+class Above1(layer_zoo.ManualLoss):
+    """sum log(x), for those who are sure that x > 1."""
+
+    def forward(self, bottom, top):
+        if not (bottom[0].data > 1).all():
+            raise ValueError("x must be above 1")
+        top[0].data[...] = np.log(bottom[0].data).sum()
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = top[0].diff / bottom[0].data
+
+
+class Square(Watch):
+    """x^2, and its gradient where the top is another blob than the bottom."""
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data ** 2
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = 2 * bottom[0].data * top[0].diff
+
+
+class WithoutTops(Watch):
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        pass
+
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = 0
+
+
+class NoBackward(Watch):
+    def backward(self, top, propagate_down, bottom):
+        raise NotImplementedError("accuracy has no gradient")
+
+
+def test_a_layer_is_not_blamed_for_data_that_it_refuses(tmp_path):
+    x = np.random.RandomState(0).uniform(1.2, 1.9, (4, 5))
+    assert_gradient(check_layer("test_gradient_check_layer", "Above1", [x]))
+
+
+def python_layer(name, kind, bottom, top, more=""):
+    return (
+        f'layer {{ name: "{name}" type: "Python" bottom: "{bottom}" top: "{top}" {more}\n'
+        f'  python_param {{ module: "test_gradient_check_layer" layer: "{kind}" }} }}\n'
+    )
+
+
+@pytest.mark.parametrize("layers, verdict, names", [
+    pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1"), "pass", [], id="apart"),
+    pytest.param(python_layer("square", "Square", "x", "x", "loss_weight: 1"), "inconclusive", ["in-place"],
+                 id="in place"),
+    pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
+                 + python_layer("never", "Absent", "x", "z", 'include { stage: "never" }'), "pass", [],
+                 id="a layer of another stage"),
+    pytest.param('layer { name: "i" type: "Input" top: "i" input_param { shape { dim: 2 } } include { stage: "no" } }'
+                 + python_layer("square", "Square", "x", "y", "loss_weight: 1"), "pass", [],
+                 id="an input of another stage"),
+    pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
+                 + python_layer("watch", "NoBackward", "x", "z"), "pass", [], id="a metric whose backward raises"),
+    pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
+                 + python_layer("watch", "WithoutTops", "y", "z").replace('top: "z"', ""), "pass", [],
+                 id="without tops"),
+])  # fmt: skip
+def test_nets_of_all_kinds_are_checked(tmp_path, layers, verdict, names):
+    path = tmp_path / "net.prototxt"
+    path.write_text('layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 4 } } }\n' + layers)
+    np.save(str(tmp_path / "x.npy"), np.random.RandomState(0).uniform(1.5, 2.5, (3, 4)))
+    checked = check_net(str(path), fill={"x": str(tmp_path / "x.npy")})
+    assert {name: report.verdict for name, report in checked.reports.items()} == {"square": verdict}
+    assert [name for name in checked.reports["square"].names if name != "not-a-loss"] == names
 
 
 def written(tmp_path, layer="SoftmaxLoss", old="", new=""):
@@ -415,7 +495,7 @@ def test_a_net_that_caffe_rejects_ends_with_one_sentence(tmp_path, old, new, say
 
 
 @pytest.mark.parametrize("old, new, error, match", [
-    pytest.param("num_output: 10", "num_output 10", ValueError, 'is no net: .*Expected ":"', id="syntax"),
+    pytest.param("num_output: 10", "num_output 10", ValueError, 'is no NetParameter .*Expected ":"', id="syntax"),
     pytest.param("num_output:", "number:", ValueError, 'no field named "number"', id="field"),
     pytest.param('module: "layer_zoo"', 'module: "layer_zo"', ValueError,
                  "net.prototxt: layer 'scale': python_param .* cannot be imported: No module named 'lay", id="module"),
@@ -425,12 +505,44 @@ def test_a_net_that_makes_no_sense_is_an_error(tmp_path, old, new, error, match)
         check_net(written(tmp_path, old=old, new=new), fill={"x": "gaussian", "y": "multihot"})
 
 
+@pytest.mark.parametrize("old, new, match", [
+    pytest.param('name: "watch"', 'name: "loss"', "has 2 layers 'loss'; give each Python layer", id="twice"),
+    pytest.param('layer: "ScaleAndShift"', 'layer: "Cage"', "'scale': <class 'layer_zoo.Cage'> is no class derived",
+                 id="no layer"),
+])  # fmt: skip
+def test_a_net_that_cannot_be_checked_is_an_error(tmp_path, old, new, match):
+    with pytest.raises(ValueError, match=match):
+        check_net(written(tmp_path, old=old, new=new), fill={"x": "gaussian", "y": "multihot"})
+
+
+def several_arrays(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+@pytest.mark.parametrize("make, match", [
+    pytest.param(lambda path: path.write_bytes(b""), "labels.npy: ", id="empty"),
+    pytest.param(lambda path: np.save(path, np.zeros((8, 10), complex)), "holds complex128; expected", id="complex"),
+    pytest.param(several_arrays, "holds several arrays; expected an array", id="npz"),
+])  # fmt: skip
+def test_a_file_that_holds_no_numbers_is_an_error(tmp_path, make, match):
+    make(tmp_path / "labels.npy")
+    with pytest.raises(ValueError, match=match):
+        check_net(written(tmp_path), fill={"x": "gaussian", "y": str(tmp_path / "labels.npy")})
+
+
+def test_foreign_weights_are_an_error(tmp_path):
+    net = written(tmp_path)
+    with pytest.raises(ValueError, match="is torn, or no weights file"):
+        check_net(net, fill={"x": "gaussian", "y": "multihot"}, weights=net)
+
+
 def test_layers_and_files_that_are_not_there_are_errors(tmp_path):
     with pytest.raises(ValueError, match="has no Python layer 'ip'; its Python layers are scale, loss, watch"):
         check_net(written(tmp_path), ["ip"])
-    with pytest.raises(ValueError, match="no file 'absent.prototxt'"):
+    with pytest.raises(ValueError, match="absent.prototxt cannot be read: No such file"):
         check_net("absent.prototxt")
-    with pytest.raises(ValueError, match="no file 'absent.caffemodel'"):
+    with pytest.raises(ValueError, match="absent.caffemodel is no file; expected weights"):
         check_net(written(tmp_path), weights="absent.caffemodel")
 
 
