@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -432,9 +433,11 @@ def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
 
     message = caffe_pb2.NetParameter()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # protobuf only warns where data are left over
             message.ParseFromString(file.read())
-    except (DecodeError, SystemError) as error:  # protobuf 3.20 raises the latter for a string that is no UTF-8
+    # protobuf 3.20 raises a SystemError for a string that is no UTF-8.
+    except (DecodeError, SystemError, RuntimeWarning) as error:
         raise UsageError(f"{path} is torn, or no weights file: it does not parse as a NetParameter.") from error
     stored = {layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
     stored.update({layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layers if layer.blobs})

@@ -108,6 +108,20 @@ def test_example_has_the_usual_files_and_trains(example, run):
     assert list(run(example).output.rglob("*.caffemodel"))
 
 
+def test_the_benchmark_times_every_contender_and_draws(tmp_path):
+    script = EXAMPLES / "benchmark" / "benchmark.py"
+    arguments = ["--shapes", "64x20", "--seconds", "0.01", "--threads", "1", "--output", str(tmp_path)]
+    printed = subprocess.run([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    results = read(tmp_path / "benchmark.json")
+    times = results["microseconds"]["64x20"]
+    assert {"SoftmaxWithLoss", "SigmoidCrossEntropyLoss"} <= set(times)
+    for name, measured in times.items():
+        assert 0 < measured["min"] <= measured["median"]
+        assert name in printed.stdout
+    assert all(peak >= 0 for peak in results["peak memory"]["64x20"].values())
+    assert_shows_something(tmp_path / "benchmark.png")
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_report_holds_every_metric(digits_runs, loss):
     report = read(digits_runs[loss] / "metrics.json")

@@ -129,6 +129,14 @@ def test_resuming_without_putting_the_cursor_back_would_show(tmp_path, monkeypat
     assert not same_weights(tmp_path / "whole" / "tiny_iter_40.caffemodel", summary["weights"])
 
 
+def test_weights_without_axes_are_resumed(tmp_path, no_pictures):
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(net.read_text().replace('type: "ReLU"', 'type: "PReLU" prelu_param { channel_shared: true }'))
+    train(with_iterations(solver, 2), out=str(tmp_path / "run"))
+    assert train(with_iterations(solver, 4), out=str(tmp_path / "run"), resume=True)["iteration"] == 4
+
+
 def test_without_chance_the_weights_are_those_of_caffes_own_loop(tmp_path, no_pictures):
     import caffe
 
