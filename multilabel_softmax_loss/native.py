@@ -111,7 +111,11 @@ def child() -> None:
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     mask_signals("SIG_UNBLOCK", SIGNALS)
-    status = run_reporting(getattr(import_module(module), name), arguments)
+    try:
+        status = run_reporting(getattr(import_module(module), name), arguments)
+    except Exception:  # such as a user's own layer raises; its author needs to know where
+        traceback.print_exc()
+        status = 2
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # Caffe's prefetching threads would be asked to end one by one, and the net to be freed

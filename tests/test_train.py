@@ -744,6 +744,21 @@ def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(t
     assert len(process.stderr.splitlines()) == 1
 
 
+def test_what_nobody_foresaw_in_a_layer_is_shown_with_its_place_and_status_2(tmp_path):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "breaks.py").write_text(
+        "import caffe\nclass Breaks(caffe.Layer):\n"
+        "    def setup(self, bottom, top): pass\n    def reshape(self, bottom, top): pass\n"
+        "    def forward(self, bottom, top): self.helper()\n    def backward(self, *arguments): pass\n"
+    )
+    net = tmp_path / "train_val.prototxt"
+    watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "breaks" layer: "Breaks" } }\n'
+    net.write_text(net.read_text() + watch)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
+    assert 'breaks.py", line 5, in forward' in process.stderr
+    assert process.stderr.endswith("AttributeError: 'Breaks' object has no attribute 'helper'\n")
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, no_pictures):
     solver = make_run(tmp_path, test=False)
     train(with_iterations(solver, 2), out=str(tmp_path / "run"))
