@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import caffe
 import numpy as np
@@ -33,7 +34,7 @@ from tiny_nets import (
 
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.curves import smoothed
-from multilabel_softmax_loss.native import UsageError, run_reporting
+from multilabel_softmax_loss.native import UsageError, handling, run_reporting
 from multilabel_softmax_loss.nets import replacing
 from multilabel_softmax_loss.snapshots import set_learned_net
 from multilabel_softmax_loss.train import Diverged, add_arguments, reseed, run_here, train
@@ -295,8 +296,10 @@ def test_ctrl_c_ends_the_wait_for_a_folder_in_use(tmp_path, monkeypatch):
 
     solver = make_run(tmp_path, test=False)
     RunFolder(str(tmp_path / "run"), "x").lock()
-    monkeypatch.setattr("multilabel_softmax_loss.snapshots.time.sleep", lambda _: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("multilabel_softmax_loss.snapshots.time", clock)
+    # A process that was started in the background ignores Ctrl-C unless it is told not to.
+    with handling(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         train(solver, out=str(tmp_path / "run"), resume=True)
 
 
