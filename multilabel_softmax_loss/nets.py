@@ -434,7 +434,7 @@ def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     message = caffe_pb2.NetParameter()
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("error")  # protobuf only warns where data are left over
+            warnings.simplefilter("error", RuntimeWarning)  # protobuf only warns where data are left over
             message.ParseFromString(file.read())
     # protobuf 3.20 raises a SystemError for a string that is no UTF-8.
     except (DecodeError, SystemError, RuntimeWarning) as error:
