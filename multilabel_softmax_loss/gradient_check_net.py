@@ -8,8 +8,8 @@ import json
 import os
 import sys
 import traceback
-from contextlib import redirect_stdout
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -289,7 +289,7 @@ def run_here(arguments: argparse.Namespace) -> int:
     sys.dont_write_bytecode = True
     sys.path.append(os.path.dirname(os.path.abspath(arguments.net)))  # a net's own layers often lie beside it
     try:
-        with redirect_stdout(sys.stderr):  # what layers print is no part of the report
+        with printing_aside():
             checked = check_net(
                 arguments.net,
                 arguments.layer,
@@ -303,6 +303,20 @@ def run_here(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
     return checked.status
+
+
+@contextmanager
+def printing_aside() -> Iterator[None]:
+    """Send what layers print, by Python or past it, to the standard error: it is no part of the report."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(sys.stderr.fileno(), 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def read_fill(items: Sequence[str]) -> Dict[str, str]:
