@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 INIT = (ROOT / "multilabel_softmax_loss" / "__init__.py").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
-    packages=["multilabel_softmax_loss"],
+    packages=find_packages(include=["multilabel_softmax_loss*"]),
     python_requires=">=3.7",
     install_requires=["numpy>=1.21"],
     extras_require=EXTRAS,

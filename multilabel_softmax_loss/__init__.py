@@ -19,17 +19,17 @@ __all__ = [
 
 # Loaded on demand, so that importing the package never needs Caffe, and takes a command no time.
 ON_DEMAND = {
-    "GradientReport": "gradient_check",
+    "GradientReport": "gradient_check.function",
     "MultilabelSigmoidLossLayer": "layers",
     "MultilabelSoftmaxLossLayer": "layers",
-    "SigmoidOptions": "options",
-    "SoftmaxOptions": "options",
-    "assert_gradient": "gradient_check",
-    "check_function": "gradient_check",
-    "check_layer": "gradient_check_layer",
-    "check_net": "gradient_check_net",
-    "sigmoid_cross_entropy": "sigmoid",
-    "softmax_cross_entropy": "softmax",
+    "SigmoidOptions": "losses.options",
+    "SoftmaxOptions": "losses.options",
+    "assert_gradient": "gradient_check.function",
+    "check_function": "gradient_check.function",
+    "check_layer": "gradient_check.layer",
+    "check_net": "gradient_check.net",
+    "sigmoid_cross_entropy": "losses.sigmoid",
+    "softmax_cross_entropy": "losses.softmax",
 }
 
 

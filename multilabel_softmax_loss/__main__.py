@@ -17,14 +17,14 @@ import argparse
 import importlib
 from typing import Any, List, Optional
 
-from .native import PROGRAM, missing_package, run_reporting, tell
+from .commands.child import PROGRAM, missing_package, run_reporting, tell
 
 COMMANDS = {
-    "train": ("train", "train a net, with metrics, curves, snapshots and resuming"),
-    "evaluate": ("evaluate", "compute multi-label metrics of a net over a whole data set"),
-    "predict": ("predict", "find the labels of images"),
-    "deploy": ("deploy", "write the deploy prototxt of a training net, and prove it"),
-    "check-gradient": ("gradient_check_net", "check the gradients of a net's Python layers by finite differences"),
+    "train": ("commands.train", "train a net, with metrics, curves, snapshots and resuming"),
+    "evaluate": ("commands.evaluate", "compute multi-label metrics of a net over a whole data set"),
+    "predict": ("commands.predict", "find the labels of images"),
+    "deploy": ("commands.deploy", "write the deploy prototxt of a training net, and prove it"),
+    "check-gradient": ("commands.check_gradient", "check the gradients of a net's Python layers by finite differences"),
 }
 
 

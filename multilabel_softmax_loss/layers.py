@@ -8,11 +8,12 @@ from typing import Any, Callable, ClassVar, Optional, Tuple, Type
 import caffe
 import numpy as np
 
-from .blobs import InputError, Layout
-from .losses import load_kernels, scale_gradient
-from .options import Options, SigmoidOptions, SoftmaxOptions
-from .sigmoid import evaluate_sigmoid
-from .softmax import evaluate_softmax
+from .errors import InputError
+from .losses.evaluate import load_kernels, scale_gradient
+from .losses.layout import Layout
+from .losses.options import Options, SigmoidOptions, SoftmaxOptions
+from .losses.sigmoid import evaluate_sigmoid
+from .losses.softmax import evaluate_softmax
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}

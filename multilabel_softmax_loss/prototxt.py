@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Typ
 
 import numpy as np
 
-from .options import Options, SigmoidOptions, SoftmaxOptions, number
+from .losses.options import Options, SigmoidOptions, SoftmaxOptions, number
 
 # Options of each layer by its name in python_param.
 LAYERS: Dict[str, Type[Options]] = {

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, settings
 os.environ.update(GLOG_minloglevel="2", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
 os.environ.pop("MULTILABEL_SOFTMAX_LOSS_KERNELS", None)  # the fixture `backend` chooses
 
-# Kernels are compiled from three modules, and numba's cache watches one.
+# Kernels are compiled from several modules, and numba's cache watches one.
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = [ROOT / "multilabel_softmax_loss" / name for name in ("kernels.py", "targets.py", "threads.py")]
+PACKAGE = ROOT / "multilabel_softmax_loss"
+COMPILED = sorted([*PACKAGE.glob("kernels/*.py"), *PACKAGE.glob("losses/*.py")])
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in COMPILED)).hexdigest()
 os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / f"numba-{DIGEST[:16]}")
 
@@ -90,15 +91,15 @@ class Clock:
 def clock(monkeypatch):
     """The clock of the gradient checker, so that no verdict depends on how fast or how busy the machine is."""
     clock = Clock()
-    for module in ("gradient_check", "gradient_check_slopes", "gradient_check_layer"):
-        monkeypatch.setattr(f"multilabel_softmax_loss.{module}.time", clock)
+    for module in ("function", "slopes", "layer"):
+        monkeypatch.setattr(f"multilabel_softmax_loss.gradient_check.{module}.time", clock)
     return clock
 
 
 @pytest.fixture(params=["numpy", "numba"])
 def backend(request, monkeypatch):
     """The test runs once by the NumPy path and once by the kernels."""
-    from multilabel_softmax_loss import losses
+    from multilabel_softmax_loss.losses import evaluate as losses
 
     monkeypatch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", request.param)
     losses.kernels.cache_clear()

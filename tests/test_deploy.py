@@ -22,10 +22,10 @@ from tiny_nets import (
     write_hdf5,
 )
 
-from multilabel_softmax_loss import deploy as deploy_module
-from multilabel_softmax_loss.deploy import deploy, parse_shape
-from multilabel_softmax_loss.native import UsageError
-from multilabel_softmax_loss.train import train
+from multilabel_softmax_loss.commands import deploy as deploy_module
+from multilabel_softmax_loss.commands.deploy import deploy, parse_shape
+from multilabel_softmax_loss.commands.train import train
+from multilabel_softmax_loss.errors import UsageError
 
 CONVOLUTION = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" param { lr_mult: 1 } param { lr_mult: 2 }
@@ -224,7 +224,7 @@ def test_without_weights_the_proof_is_the_same_on_every_run_and_its_scores_are_m
 
 
 def test_trained_weights_give_the_training_nets_probabilities(tmp_path):
-    from multilabel_softmax_loss.evaluate import net_outputs
+    from multilabel_softmax_loss.commands.evaluate import net_outputs
 
     summary = train(make_run(tmp_path, test=False))
     process = run_command("deploy", "train_val.prototxt", "--weights", summary["weights"], folder=tmp_path, check=0)

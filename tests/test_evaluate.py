@@ -22,10 +22,10 @@ from tiny_nets import (
 )
 
 from multilabel_softmax_loss.__main__ import main
-from multilabel_softmax_loss.evaluate import add_arguments, net_outputs, read_thresholds, run_here
-from multilabel_softmax_loss.native import UsageError
-from multilabel_softmax_loss.nets import Head
-from multilabel_softmax_loss.train import train
+from multilabel_softmax_loss.commands.evaluate import add_arguments, net_outputs, read_thresholds, run_here
+from multilabel_softmax_loss.commands.train import train
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets.heads import Head
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 from sklearn.metrics import average_precision_score
 
-from multilabel_softmax_loss.evaluate import net_outputs
-from multilabel_softmax_loss.predict import predict
+from multilabel_softmax_loss.commands.evaluate import net_outputs
+from multilabel_softmax_loss.commands.predict import predict
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DIGITS = EXAMPLES / "digits"

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from multilabel_softmax_loss import GradientReport, assert_gradient, check_function, gradient_check
-from multilabel_softmax_loss.gradient_check import Finding, factor_names
-from multilabel_softmax_loss.gradient_check_slopes import Objective, Probe, direction, quantum, scales
+from multilabel_softmax_loss import GradientReport, assert_gradient, check_function
+from multilabel_softmax_loss.gradient_check import function as gradient_check
+from multilabel_softmax_loss.gradient_check.function import Finding, factor_names
+from multilabel_softmax_loss.gradient_check.slopes import Objective, Probe, direction, quantum, scales
 
 RANDOM = np.random.RandomState(0)
 X = RANDOM.randn(6, 5)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
-from multilabel_softmax_loss import assert_gradient, check_layer, check_net, gradient_check, gradient_check_layer
+from multilabel_softmax_loss import assert_gradient, check_layer, check_net
+from multilabel_softmax_loss.gradient_check import function as gradient_check
+from multilabel_softmax_loss.gradient_check import layer as gradient_check_layer
 
 TESTS = Path(__file__).resolve().parent
 EXAMPLE = TESTS.parent / "examples" / "gradient_check"

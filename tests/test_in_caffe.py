@@ -18,7 +18,7 @@ from caffe_nets import (
 )
 
 from multilabel_softmax_loss import assert_gradient, check_layer, sigmoid_cross_entropy, softmax_cross_entropy
-from multilabel_softmax_loss.options import parse_literal
+from multilabel_softmax_loss.param_str import parse_literal
 
 NORMALIZATIONS = ["VALID", "FULL", "BATCH_SIZE", "NONE"]
 SOFTMAX, SIGMOID = "MultilabelSoftmaxLossLayer", "MultilabelSigmoidLossLayer"

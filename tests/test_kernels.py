@@ -7,14 +7,17 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import njit
 
-from multilabel_softmax_loss import kernels, losses, sigmoid_cross_entropy, softmax, softmax_cross_entropy
-from multilabel_softmax_loss.blobs import Layout
-from multilabel_softmax_loss.options import SoftmaxOptions
+from multilabel_softmax_loss import kernels, sigmoid_cross_entropy, softmax_cross_entropy
+from multilabel_softmax_loss.losses import evaluate as losses
+from multilabel_softmax_loss.losses import softmax
+from multilabel_softmax_loss.losses.layout import Layout
+from multilabel_softmax_loss.losses.options import SoftmaxOptions
 
 
 def both(scores, labels, sample_weight=None, loss=softmax_cross_entropy, **options):
@@ -577,8 +580,8 @@ def test_an_installation_that_cannot_be_written_works_and_says_so_once(tmp_path,
     """Root may write anywhere, so a file stands where the cache's folder would be made."""
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     copy = tmp_path / "multilabel_softmax_loss"
-    shutil.copytree(os.path.dirname(kernels.__file__), copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "__pycache__").write_text("")
+    shutil.copytree(Path(kernels.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "kernels" / "__pycache__").write_text("")
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONDONTWRITEBYTECODE": "1"}
     done = run_python(PRINT_LOSS, cwd=tmp_path, **nowhere)
     assert done.returncode == 0, done.stderr.decode()
@@ -587,7 +590,7 @@ def test_an_installation_that_cannot_be_written_works_and_says_so_once(tmp_path,
 
 
 def test_the_environment_chooses():
-    code = "from multilabel_softmax_loss.losses import kernels; print(kernels() is None)"
+    code = "from multilabel_softmax_loss.losses.evaluate import kernels; print(kernels() is None)"
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numpy").stdout.split() == [b"True"]
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="numba").stdout.split() == [b"False"]
     assert run_python(code, MULTILABEL_SOFTMAX_LOSS_KERNELS="").stdout.split() == [b"False"]

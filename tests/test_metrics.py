@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from multilabel_softmax_loss import metrics
+from multilabel_softmax_loss.commands import metrics
 
 
 def random_set(seed, samples=60, classes=7, share=0.3):

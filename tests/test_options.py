@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multilabel_softmax_loss import softmax_cross_entropy
-from multilabel_softmax_loss.options import SoftmaxOptions
+from multilabel_softmax_loss.losses.options import SoftmaxOptions
 
 parse = SoftmaxOptions.parse
 

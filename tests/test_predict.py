@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_nets import CLASSES, OURS, inner_product, listing, poisoned, run_command, write_hdf5
 
-from multilabel_softmax_loss.deploy import deploy
-from multilabel_softmax_loss.native import UsageError
-from multilabel_softmax_loss.predict import predict
-from multilabel_softmax_loss.preprocessing import Preprocessing, from_layer, write_preprocessing
+from multilabel_softmax_loss.commands.deploy import deploy
+from multilabel_softmax_loss.commands.predict import predict
+from multilabel_softmax_loss.commands.preprocessing import Preprocessing, from_layer, write_preprocessing
+from multilabel_softmax_loss.errors import UsageError
 
 RECIPE = {"mean": [10, 20, 30], "scale": 0.01, "channels": "BGR"}
 

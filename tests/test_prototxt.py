@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multilabel_softmax_loss import prototxt
-from multilabel_softmax_loss.options import SigmoidOptions, SoftmaxOptions
+from multilabel_softmax_loss.losses.options import SigmoidOptions, SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
 ROOT = Path(__file__).resolve().parent.parent

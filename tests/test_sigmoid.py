@@ -12,8 +12,8 @@ from multilabel_softmax_loss import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
-from multilabel_softmax_loss.blobs import Layout
-from multilabel_softmax_loss.sigmoid import evaluate_sigmoid
+from multilabel_softmax_loss.losses.layout import Layout
+from multilabel_softmax_loss.losses.sigmoid import evaluate_sigmoid
 
 GAMMAS = [0, 0.5, 1, 2, 5]
 

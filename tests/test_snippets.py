@@ -11,7 +11,7 @@ from caffe_nets import fill, input_layer
 from google.protobuf import text_format
 
 from multilabel_softmax_loss import sigmoid_cross_entropy, softmax_cross_entropy
-from multilabel_softmax_loss.options import SoftmaxOptions
+from multilabel_softmax_loss.losses.options import SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
 FOLDER = Path(__file__).resolve().parent.parent / "prototxt"

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 from reference import reference_softmax
 
-from multilabel_softmax_loss import (
-    assert_gradient,
-    check_function,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-    targets,
-)
-from multilabel_softmax_loss.blobs import Layout
-from multilabel_softmax_loss.options import SoftmaxOptions
-from multilabel_softmax_loss.softmax import evaluate_softmax
+from multilabel_softmax_loss import assert_gradient, check_function, sigmoid_cross_entropy, softmax_cross_entropy
+from multilabel_softmax_loss.losses import targets
+from multilabel_softmax_loss.losses.layout import Layout
+from multilabel_softmax_loss.losses.options import SoftmaxOptions
+from multilabel_softmax_loss.losses.softmax import evaluate_softmax
 
 
 def random_case(shape=(6, 7), axis=1, seed=0, dtype=np.float64, density=0.4):

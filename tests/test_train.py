@@ -33,11 +33,12 @@ from tiny_nets import (
 )
 
 from multilabel_softmax_loss.__main__ import main
-from multilabel_softmax_loss.curves import smoothed
-from multilabel_softmax_loss.native import UsageError, handling, run_reporting
-from multilabel_softmax_loss.nets import replacing
-from multilabel_softmax_loss.snapshots import set_learned_net
-from multilabel_softmax_loss.train import Diverged, add_arguments, reseed, run_here, train
+from multilabel_softmax_loss.commands.child import handling, run_reporting
+from multilabel_softmax_loss.commands.curves import smoothed
+from multilabel_softmax_loss.commands.snapshots import set_learned_net
+from multilabel_softmax_loss.commands.train import Diverged, add_arguments, reseed, run_here, train
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.files import replacing
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
 KILLS = int(os.environ.get("KILLS", "5"))
@@ -46,7 +47,7 @@ KILLS = int(os.environ.get("KILLS", "5"))
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Curves take most of the time of a short run."""
-    monkeypatch.setattr("multilabel_softmax_loss.train.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.train.draw_curves", lambda *arguments: None)
 
 
 def rows_of(folder, *without):
@@ -125,7 +126,7 @@ def test_resuming_without_putting_the_cursor_back_would_show(tmp_path, monkeypat
     solver = make_run(tmp_path)
     train(solver, out=str(tmp_path / "whole"))
     train(with_iterations(solver, 13), out=str(tmp_path / "parts"))
-    monkeypatch.setattr("multilabel_softmax_loss.train.fast_forward", lambda *arguments: None)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.train.fast_forward", lambda *arguments: None)
     summary = train(solver, out=str(tmp_path / "parts"), resume=True)
     assert not same_weights(tmp_path / "whole" / "tiny_iter_40.caffemodel", summary["weights"])
 
@@ -153,9 +154,10 @@ KILL_LOOP = """
 import glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
-from multilabel_softmax_loss.curves import smoothed
-from multilabel_softmax_loss.native import UsageError, run_reporting
-from multilabel_softmax_loss.train import train
+from multilabel_softmax_loss.commands.curves import smoothed
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.commands.child import run_reporting
+from multilabel_softmax_loss.commands.train import train
 
 solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -292,12 +294,12 @@ def test_ctrl_c_as_the_child_has_just_ended_changes_nothing(monkeypatch, capfd):
 
 
 def test_ctrl_c_ends_the_wait_for_a_folder_in_use(tmp_path, monkeypatch):
-    from multilabel_softmax_loss.snapshots import RunFolder
+    from multilabel_softmax_loss.commands.snapshots import RunFolder
 
     solver = make_run(tmp_path, test=False)
     RunFolder(str(tmp_path / "run"), "x").lock()
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr("multilabel_softmax_loss.snapshots.time", clock)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.snapshots.time", clock)
     # A process that was started in the background ignores Ctrl-C unless it is told not to.
     with handling(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         train(solver, out=str(tmp_path / "run"), resume=True)
@@ -314,7 +316,7 @@ def test_ctrl_c_ends_the_way_back_to_the_place_in_the_data(tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         seed(*key)
 
-    monkeypatch.setattr("multilabel_softmax_loss.train.reseed", interrupting)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.train.reseed", interrupting)
     summary = train(solver, out=str(tmp_path / "run"), resume=True)
     assert (summary["interrupted"], summary["iteration"], len(moments)) == (True, 13, 1)
 
@@ -351,7 +353,7 @@ def test_a_full_disk_is_told_in_a_sentence(capsys):
 
 def test_ctrl_c_waits_until_a_file_is_whole(tmp_path):
     code = """import os, signal
-from multilabel_softmax_loss.nets import replacing
+from multilabel_softmax_loss.files import replacing
 signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 with replacing("file.txt") as temporary, open(temporary, "w") as file:
     os.kill(os.getpid(), signal.SIGINT)
@@ -463,7 +465,7 @@ def test_the_running_mean_starts_with_the_first_loss_and_runs_neither_late_nor_h
 
 
 def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
-    from multilabel_softmax_loss.evaluate import evaluation, net_outputs
+    from multilabel_softmax_loss.commands.evaluate import evaluation, net_outputs
 
     solver = make_run(tmp_path)
     net = tmp_path / "train_val.prototxt"
@@ -772,7 +774,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, no_pictures):
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    from multilabel_softmax_loss.snapshots import RunFolder
+    from multilabel_softmax_loss.commands.snapshots import RunFolder
 
     first, second = (RunFolder(str(tmp_path / "run"), "x") for _ in range(2))
     first.lock()

@@ -36,11 +36,11 @@ def parts(name, shape):
     """The loss without a gradient, with one, the scaling of the gradient, and the copying of one array."""
     import numpy as np
 
-    from multilabel_softmax_loss.blobs import Layout
-    from multilabel_softmax_loss.losses import scale_gradient
-    from multilabel_softmax_loss.options import SigmoidOptions, SoftmaxOptions
-    from multilabel_softmax_loss.sigmoid import evaluate_sigmoid
-    from multilabel_softmax_loss.softmax import evaluate_softmax
+    from multilabel_softmax_loss.losses.evaluate import scale_gradient
+    from multilabel_softmax_loss.losses.layout import Layout
+    from multilabel_softmax_loss.losses.options import SigmoidOptions, SoftmaxOptions
+    from multilabel_softmax_loss.losses.sigmoid import evaluate_sigmoid
+    from multilabel_softmax_loss.losses.softmax import evaluate_softmax
 
     rng = np.random.default_rng(0)
     scores = rng.normal(size=shape).astype(np.float32)

@@ -41,12 +41,12 @@ try:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
-    from multilabel_softmax_loss.deploy import deploy
-    from multilabel_softmax_loss.evaluate import evaluation, net_outputs
-    from multilabel_softmax_loss.native import UsageError
-    from multilabel_softmax_loss.predict import predict
-    from multilabel_softmax_loss.snapshots import read_history
-    from multilabel_softmax_loss.train import Diverged, train
+    from multilabel_softmax_loss.commands.deploy import deploy
+    from multilabel_softmax_loss.commands.evaluate import evaluation, net_outputs
+    from multilabel_softmax_loss.commands.predict import predict
+    from multilabel_softmax_loss.commands.snapshots import read_history
+    from multilabel_softmax_loss.commands.train import Diverged, train
+    from multilabel_softmax_loss.errors import UsageError
 except ImportError as error:
     stop(f"{error}. Run `make environment`, then .venv/bin/python {os.path.relpath(__file__)}")
 

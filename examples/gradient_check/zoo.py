@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
 from multilabel_softmax_loss import check_layer
-from multilabel_softmax_loss.gradient_check_blobs import CaffeRunner, Spec
+from multilabel_softmax_loss.gradient_check.runners import CaffeRunner, Spec
 
 BATCHES = (2, 32, 256)
 COORDINATES = 200  # probed by Caffe's criterion, which itself probes all; enough to tell and quick

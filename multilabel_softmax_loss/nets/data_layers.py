@@ -6,8 +6,8 @@ import math
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
-from .native import UsageError
-from .nets import read_lines, unknown_name
+from ..errors import UsageError, unknown_name
+from ..files import read_lines
 
 
 def sources(layers: Sequence[Any]) -> List[Any]:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .data_layers import sources
-from .native import UsageError, guarded
-from .nets import (
-    Head,
-    add_head_arguments,
-    check_output,
-    choose_head,
-    find_heads,
-    load_net,
-    phase_layers,
-    read_prototxt,
-    running,
-    write_text,
-)
+from ..errors import UsageError
+from ..files import check_output, write_text
+from ..nets.heads import add_head_arguments
+from ..nets.python_layers import running
+from ..nets.reading import read_prototxt
+from ..nets.surgery import deploy_head, deploy_net, index_limits, input_names, reference_net
+from ..nets.weights import load_net
+from .child import guarded
 
 TOLERANCE = 1e-5
 LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
@@ -149,132 +143,7 @@ def agree(values: Any, expected: np.ndarray) -> bool:
     return not isinstance(values, str) and difference(values, expected) <= TOLERANCE
 
 
-def deploy_head(net: Any, path: str, scores: Optional[str] = None, activation: Optional[str] = None) -> Head:
-    """The scores to deploy: of the TEST phase's loss, or of the TRAIN phase's where only that has one."""
-    tests = phase_layers(net, "TEST")
-    if not find_heads(tests):
-        tops = {top for layer in tests for top in layer.top}
-        tests += [layer for layer in phase_layers(net, "TRAIN") if layer.bottom and layer.bottom[0] in tops]
-    return choose_head(tests, path, scores, activation=activation, needs_labels=False)
-
-
-def ancestors(layers: Sequence[Any], blob: str) -> List[Any]:
-    """The layers that `blob` depends on, in their order."""
-    needed, kept = {blob}, []
-    for layer in reversed(layers):
-        if needed.intersection(layer.top):
-            kept.append(layer)
-            needed.update(layer.bottom)
-    return kept[::-1]
-
-
-def input_names(net: Any, head: Head) -> List[str]:
-    """The blobs that the data layers bring and the scores depend on."""
-    kept = ancestors(phase_layers(net, "TEST"), head.scores)
-    used = {bottom for layer in kept for bottom in layer.bottom}
-    return [top for top in (*net.input, *(top for layer in sources(kept) for top in layer.top)) if top in used]
-
-
-def deploy_net(net: Any, head: Head, shapes: Dict[str, Tuple[int, ...]]) -> Any:
-    """The deploy NetParameter of a training net: from its inputs of these shapes to the blob "prob"."""
-    deployed = type(net)(name=net.name)
-    for name, shape in shapes.items():
-        layer = deployed.layer.add(name=name, type="Input", top=[name])
-        layer.input_param.shape.add(dim=shape)
-    renamed: Dict[str, str] = {}
-    for source in ancestors(phase_layers(net, "TEST"), head.scores):
-        if not source.bottom and source.type != "Parameter":
-            continue
-        bottoms = [renamed.get(bottom, bottom) for bottom in source.bottom]
-        if source.type == "Dropout":
-            renamed[source.top[0]] = bottoms[0]
-            continue
-        layer = deployed.layer.add()
-        layer.CopyFrom(source)
-        layer.bottom[:] = bottoms
-        for top in source.top:
-            renamed.pop(top, None)
-        strip_training(layer)
-    scores = renamed.get(head.scores, head.scores)
-    if head.activation != "none":
-        taken = {top for layer in deployed.layer for top in layer.top}
-        name = "prob" if "prob" not in taken else f"{scores}_prob"
-        layer = deployed.layer.add(name=name, type=head.activation.capitalize(), bottom=[scores], top=[name])
-        if head.activation == "softmax" and head.axis != 1:
-            layer.softmax_param.axis = head.axis
-    elif deployed.layer[-1].top[0] != scores:  # so that the last layer gives the answer
-        deployed.layer.add(name=f"{scores}_out", type="Power", bottom=[scores], top=[f"{scores}_out"])
-    return deployed
-
-
-def strip_training(layer: Any) -> None:
-    """Take out what only training needs: fillers, learning rates, loss weights, phases."""
-    for name in ("include", "exclude", "loss_weight", "propagate_down", "phase", "blobs"):
-        layer.ClearField(name)
-    for parameter in layer.param:
-        parameter.ClearField("lr_mult")
-        parameter.ClearField("decay_mult")
-    if not any(parameter.name for parameter in layer.param):  # a name shares weights between layers
-        layer.ClearField("param")
-    for field, value in layer.ListFields():
-        if field.name.endswith("_param"):
-            for name in ("weight_filler", "bias_filler", "filler"):
-                if name in value.DESCRIPTOR.fields_by_name:
-                    value.ClearField(name)
-
-
 # The proof
-
-
-def reference_net(
-    net: Any, path: str, head: Head, shape: Optional[Tuple[int, ...]] = None, weights: Optional[str] = None
-) -> Any:
-    """The training net in its TEST phase; with an input shape, without its data and what follows the scores."""
-    reference = type(net)()
-    reference.CopyFrom(net)
-    names = input_names(net, head)
-    if not names:
-        raise UsageError(f"{path}: no data layer of the TEST phase leads to {head.scores!r}.")
-    if shape is not None:
-        if len(names) > 1:
-            raise UsageError(f"{path} has several inputs ({', '.join(names)}); --input-shape can give one only.")
-        layers = [
-            layer
-            for layer in ancestors(phase_layers(net, "TEST"), head.scores)
-            if layer.bottom or layer.type == "Parameter"
-        ]
-        for field in ("layer", "input", "input_dim", "input_shape"):
-            reference.ClearField(field)
-        entry = reference.layer.add(name=names[0], type="Input", top=names)
-        entry.input_param.shape.add(dim=shape)
-        reference.layer.extend(layers)
-    loaded = load_net(reference, path, "TEST", weights)
-    if weights is None:
-        fill_zeros(loaded)
-    return loaded
-
-
-def fill_zeros(net: Any) -> None:
-    """Random weights where a net without fillers has none, and random statistics: zeros would prove nothing.
-
-    An untrained BatchNorm divides by the root of its eps alone; the scores would be in the hundreds, and their
-    rounding more than what a proof is about.
-    """
-    draw = np.random.RandomState(1)
-    for layer, blobs in zip(net.params, net.params.values()):
-        weights = blobs[0].data
-        if net.layer_dict[layer].type == "BatchNorm":
-            mean, variance, count = (blob.data for blob in blobs)
-            mean[...] = 0.1 * draw.randn(*mean.shape)
-            variance[...] = draw.uniform(0.5, 1.5, variance.shape)
-            count[...] = 1
-        elif not weights.any():
-            weights[...] = draw.randn(*weights.shape) / np.sqrt(max(np.prod(weights.shape[1:]), 1))
-
-
-def index_limits(deployed: Any) -> Dict[str, int]:
-    """The blobs that Embed layers take indices from, and how many indices there are."""
-    return {layer.bottom[0]: layer.embed_param.input_dim for layer in deployed.layer if layer.type == "Embed"}
 
 
 def random_inputs(net: Any, names: Sequence[str], path: str, limits: Dict[str, int]) -> Dict[str, np.ndarray]:

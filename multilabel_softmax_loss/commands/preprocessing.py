@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .native import UsageError
-from .nets import write_text
+from ..errors import UsageError
+from ..files import write_text
 
 NAME = "preprocessing.json"
 SAMPLE = '{"mean": [104, 117, 123], "scale": 1, "channels": "BGR"}'

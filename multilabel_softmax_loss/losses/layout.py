@@ -7,28 +7,11 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import InputError
 from .options import Options
 
 # A block of this many entries and its float64 temporaries stay in the second-level cache.
 BLOCK_ENTRIES = 1 << 15
-
-
-class InputError(ValueError):
-    """A blob that does not fit. `template` names the blobs as {scores}, {labels} and {sample_weight}.
-
-    A caller that knows the blobs by other names (a layer calls them bottom[0] and so on) fills in its own;
-    `kind` tells it what to advise: "scores", "labels", "sample_weight" for what is in them, "shape" or "weight_shape",
-    "empty" for labels that are not there, "loss" where that is too large, or an option: "axis", "class_weight" or
-    "ignore_label".
-    """
-
-    def __init__(self, kind: str, template: str):
-        self.kind = kind
-        self.template = template
-        super().__init__(self.render(scores="scores", labels="labels", sample_weight="sample_weight"))
-
-    def render(self, **names: str) -> str:
-        return self.template.format(**names)
 
 
 def real_array(array: Any, name: str) -> np.ndarray:

@@ -15,7 +15,9 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .gradient_check import (
+from ..nets.python_layers import find_class
+from ..nets.reading import quiet_caffe
+from .function import (
     BUDGET,
     TOLERANCE,
     Finding,
@@ -27,9 +29,7 @@ from .gradient_check import (
     measure,
     report_of,
 )
-from .gradient_check_blobs import CaffeRunner, Spec, StandInRunner, TopWithoutShape, flat
-from .native import quiet_caffe
-from .nets import find_class
+from .runners import CaffeRunner, Spec, StandInRunner, TopWithoutShape, flat
 
 RAISED = (Exception, SystemExit)  # what a layer may raise; sys.exit() in one is a finding, and no way out of a check
 METHODS = ("setup", "reshape", "forward", "backward")

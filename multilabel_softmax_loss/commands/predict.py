@@ -9,20 +9,16 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import UsageError, unknown_name
+from ..files import read_lines
+from ..nets.heads import add_head_arguments, find_heads
+from ..nets.python_layers import running
+from ..nets.reading import phase_layers, read_prototxt
+from ..nets.surgery import deploy_head, deploy_net, input_names, reference_net
+from ..nets.weights import load_net
 from . import metrics
-from .deploy import deploy_head, deploy_net, input_names, reference_net
+from .child import guarded
 from .evaluate import check_thresholds, read_thresholds
-from .native import UsageError, guarded
-from .nets import (
-    add_head_arguments,
-    find_heads,
-    load_net,
-    phase_layers,
-    read_lines,
-    read_prototxt,
-    running,
-    unknown_name,
-)
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
 
 BATCH = 32

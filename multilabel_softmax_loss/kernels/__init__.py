@@ -25,8 +25,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .losses import Batch, Losses
-from .targets import affine_targets, sigmoid_terms
+from ..losses.evaluate import Batch, Losses
+from ..losses.targets import affine_targets, sigmoid_terms
 from .threads import COUNT, PARTS, SHARED_ENTRIES, Team, count_threads, enter, leave, next_part
 
 # reassoc lets sums use SIMD lanes. Nothing may assume that there is no NaN or infinity: they must be seen.

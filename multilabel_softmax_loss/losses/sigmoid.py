@@ -6,8 +6,9 @@ from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout
-from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
+from ..errors import InputError
+from .evaluate import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
+from .layout import Layout
 from .options import SigmoidOptions
 from .targets import Labels, SigmoidRecipe, read_labels, sigmoid_recipe
 

@@ -15,25 +15,14 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .blobs import InputError
+from ..errors import InputError, UsageError, shortlist, unknown_name
+from ..nets.data_layers import check_data, period, sources
+from ..nets.heads import Head, find_heads
+from ..nets.python_layers import LAYER_ERRORS, check_python_layers, python_layer_errors
+from ..nets.reading import phase_layers, read_prototxt
+from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
+from .child import PROGRAM, guarded, handling, tell
 from .curves import draw_curves
-from .data_layers import check_data, period, sources
-from .native import PROGRAM, UsageError, guarded, handling, tell
-from .nets import (
-    LAYER_ERRORS,
-    Head,
-    check_layers,
-    check_python_layers,
-    copy_matching,
-    find_heads,
-    not_finite,
-    phase_layers,
-    python_layer_errors,
-    read_prototxt,
-    read_weights,
-    shortlist,
-    unknown_name,
-)
 from .preprocessing import write_preprocessing
 from .snapshots import History, RunFolder
 

@@ -10,7 +10,8 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .blobs import BLOCK_ENTRIES, InputError, Layout, real_array
+from ..errors import InputError
+from .layout import BLOCK_ENTRIES, Layout, real_array
 from .options import Options
 from .targets import checked_weights
 
@@ -214,7 +215,7 @@ def kernels() -> Any:
     if wanted == "numpy":
         return None
     try:
-        from . import kernels as module
+        from .. import kernels as module
     except ImportError:
         if wanted == "numba":
             raise

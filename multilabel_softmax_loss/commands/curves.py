@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .nets import replacing
+from ..files import replacing
 
 
 def draw_curves(

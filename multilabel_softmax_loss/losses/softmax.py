@@ -7,8 +7,9 @@ from typing import Any, Optional, Tuple
 
 import numpy as np
 
-from .blobs import InputError, Layout, apply_per_position
-from .losses import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
+from ..errors import InputError
+from .evaluate import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
+from .layout import Layout, apply_per_position
 from .options import SoftmaxOptions
 from .targets import Labels, Recipe, read_labels, softmax_recipe
 

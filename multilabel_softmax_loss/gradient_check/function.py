@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
-from .gradient_check_slopes import SAFETY, SIGMAS, Objective, Probe, Slopes, climb, direction, scales
+from .slopes import SAFETY, SIGMAS, Objective, Probe, Slopes, climb, direction, scales
 
 TOLERANCE = 5e-4
 """Largest relative error that passes: half a thousandth, so that an error of a thousandth is a failure."""

@@ -3,32 +3,20 @@
 The net runs forward once, layer by layer; every Python layer is then checked on its own, on the data it was given.
 """
 
-import argparse
-import json
-import os
-import sys
 import traceback
-from contextlib import contextmanager, redirect_stdout
-from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .gradient_check import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
-from .gradient_check_layer import RAISED, check_layer, raised
-from .native import UsageError, guarded
-from .nets import check_python_layers, copy_matching, find_class, phase_layers, read_prototxt
+from ..nets.python_layers import check_python_layers, find_class
+from ..nets.reading import phase_layers, read_prototxt
+from ..nets.weights import copy_matching
+from .function import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
+from .layer import RAISED, check_layer, raised
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
 KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
-
-EXAMPLE = """\
-example:
-  python -m multilabel_softmax_loss check-gradient train.prototxt
-  python -m multilabel_softmax_loss check-gradient net.prototxt --fill scores=gaussian --fill labels=multihot
-
-exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, or a layer raises before there is a gradient,
-3 at least one cannot be told"""
 
 
 class NetReport(NamedTuple):
@@ -267,67 +255,6 @@ def made(kind, shape, random, blob) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EXAMPLE
-    parser.add_argument("net", metavar="NET.prototxt", help="the net, run in phase TRAIN on the data it feeds itself")
-    parser.add_argument("--layer", action="append", metavar="NAME", help="check this layer only; may be repeated")
-    parser.add_argument("--fill", action="append", default=[], metavar="BLOB=KIND", help=f"for Input blobs: {KINDS}")
-    parser.add_argument("--weights", metavar="FILE.caffemodel", help="parameters of the net; its fillers' otherwise")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative error that passes (%(default)g)")
-    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="time per layer (%(default)g)")
-    parser.add_argument("--seed", type=int, default=0, help="of data, directions and coordinates (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: argparse.Namespace) -> int:
-    sys.dont_write_bytecode = True
-    sys.path.append(os.path.dirname(os.path.abspath(arguments.net)))  # a net's own layers often lie beside it
-    try:
-        with printing_aside():
-            checked = check_net(
-                arguments.net,
-                arguments.layer,
-                read_fill(arguments.fill),
-                arguments.weights,
-                arguments.seed,
-                arguments.tolerance,
-                arguments.budget,
-            )
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
-    return checked.status
-
-
-@contextmanager
-def printing_aside() -> Iterator[None]:
-    """Send what layers print, by Python or past it, to the standard error: it is no part of the report."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(sys.stderr.fileno(), 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def read_fill(items: Sequence[str]) -> Dict[str, str]:
-    """The kinds of data by blob, from words such as "labels=multihot"."""
-    fill = {}
-    for item in items:
-        blob, equals, kind = item.partition("=")
-        if not (blob and equals and kind):
-            raise ValueError(f"--fill {item}; expected BLOB=KIND with {KINDS}.")
-        fill[blob] = kind
-    return fill
 
 
 def show(answer, texts) -> str:

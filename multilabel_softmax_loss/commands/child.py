@@ -15,19 +15,18 @@ import traceback
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from typing import Any, Callable, Iterable, Iterator, List
+from typing import Any, Callable, Iterator, List
+
+from ..errors import UsageError
+from ..files import SIGNALS, blocked, mask_signals
+from ..nets.reading import quiet_caffe
 
 PROGRAM = "python -m multilabel_softmax_loss"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CHILD = "from multilabel_softmax_loss.native import child; child()"
+CHILD = "from multilabel_softmax_loss.commands.child import child; child()"
 
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
 FATAL = re.compile(r"^F\d{4,8} \S+ +\d+ (\S+:\d+)\] (.*)$", re.M)
 PROTOBUF = re.compile(r"^\[libprotobuf (?:ERROR|FATAL) .*?\] (.*)$", re.M)
-
-
-class UsageError(ValueError):
-    """Bad usage or bad input: what came, what was expected, where to change it. The exit status is 2."""
 
 
 def guarded(run: Callable[[Any], int], arguments: Any) -> int:
@@ -74,23 +73,6 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, old in former:
             signal.signal(number, old)
-
-
-@contextmanager
-def blocked() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait."""
-    former = mask_signals("SIG_BLOCK", SIGNALS)
-    try:
-        yield
-    finally:
-        mask_signals("SIG_SETMASK", former)
-
-
-def mask_signals(how: str, signals: Iterable[int]) -> Iterable[int]:
-    """Block or unblock signals; returns those that were blocked before."""
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        return signal.pthread_sigmask(getattr(signal, how), signals)
-    return ()
 
 
 def child() -> None:
@@ -155,11 +137,6 @@ def missing_package(error: ImportError) -> str:
         f"{error}. The commands need real Caffe and the tools: run them with .venv/bin/python, which `make "
         "environment` makes, or install '.[caffe,tools]' on CPython 3.7 to 3.9."
     )
-
-
-def quiet_caffe() -> None:
-    """Keep Caffe from logging each layer it makes; takes effect before the first ``import caffe``."""
-    os.environ.setdefault("GLOG_minloglevel", "2")
 
 
 def die_with_parent() -> None:

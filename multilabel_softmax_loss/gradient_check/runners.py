@@ -6,7 +6,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .native import quiet_caffe
+from ..nets.reading import quiet_caffe
 
 
 class Spec(NamedTuple):

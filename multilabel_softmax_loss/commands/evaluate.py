@@ -10,23 +10,15 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from ..errors import UsageError
+from ..files import PICTURES, check_output, read_lines, replacing, write_text
+from ..nets.data_layers import batch_size, check_lengths, count_samples, sources
+from ..nets.heads import Head, add_head_arguments, choose_head
+from ..nets.python_layers import running
+from ..nets.reading import phase_layers, read_prototxt
+from ..nets.weights import load_net
 from . import metrics
-from .data_layers import batch_size, check_lengths, count_samples, sources
-from .native import UsageError, guarded
-from .nets import (
-    PICTURES,
-    Head,
-    add_head_arguments,
-    check_output,
-    choose_head,
-    load_net,
-    phase_layers,
-    read_lines,
-    read_prototxt,
-    replacing,
-    running,
-    write_text,
-)
+from .child import guarded
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss evaluate train_val.prototxt run/best.caffemodel \\

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .blobs import BLOCK_ENTRIES, InputError, Layout
+from ..errors import InputError
+from .layout import BLOCK_ENTRIES, Layout
 from .options import Options, SigmoidOptions, SoftmaxOptions
 
 # Dense labels are listed where at most one of this many is not 0.

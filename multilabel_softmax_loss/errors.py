@@ -1,0 +1,39 @@
+"""What users are told: errors of one clear sentence, and the words they share."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Sequence
+
+
+class UsageError(ValueError):
+    """Bad usage or bad input: what came, what was expected, where to change it. The exit status is 2."""
+
+
+class InputError(ValueError):
+    """A blob that does not fit. `template` names the blobs as {scores}, {labels} and {sample_weight}.
+
+    A caller that knows the blobs by other names (a layer calls them bottom[0] and so on) fills in its own;
+    `kind` tells it what to advise: "scores", "labels", "sample_weight" for what is in them, "shape" or "weight_shape",
+    "empty" for labels that are not there, "loss" where that is too large, or an option: "axis", "class_weight" or
+    "ignore_label".
+    """
+
+    def __init__(self, kind: str, template: str):
+        self.kind = kind
+        self.template = template
+        super().__init__(self.render(scores="scores", labels="labels", sample_weight="sample_weight"))
+
+    def render(self, **names: str) -> str:
+        return self.template.format(**names)
+
+
+def unknown_name(what: str, name: str, known: Sequence[str], where: str) -> UsageError:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(dict.fromkeys(known))}."
+    return UsageError(f"{where} has no {what} {name!r}; {hint}")
+
+
+def shortlist(names: Any, most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,1 @@
+"""The gradient checker: functions by NumPy alone, layers and nets in Caffe."""

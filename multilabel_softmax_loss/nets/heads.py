@@ -1,0 +1,184 @@
+"""Heads of nets: the scores and labels of loss layers, and what makes probabilities of the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import UsageError, unknown_name
+from ..param_str import parse_literal
+
+SOFTMAX_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss")
+PYTHON_LOSSES = {"MultilabelSoftmaxLossLayer": "softmax", "MultilabelSigmoidLossLayer": "sigmoid"}
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A blob of scores: the blob of its labels, and what makes probabilities of the scores.
+
+    `label_format` is "dense", "indices" (lists of classes, padded with `ignore_label`) or "class" (one class, as
+    SoftmaxWithLoss takes it). `loss_weight` is that of the layer.
+    """
+
+    scores: str
+    labels: Optional[str]
+    activation: str
+    axis: int = 1
+    label_format: str = "dense"
+    ignore_label: Optional[float] = None
+    loss_weight: float = dataclasses.field(default=1.0, compare=False)
+
+    def probs(self, scores: np.ndarray) -> np.ndarray:
+        """The probabilities of scores, in float64."""
+        scores = scores.astype(np.float64)
+        if self.activation == "none":
+            return scores
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.activation == "sigmoid":
+                return 0.5 * (1 + np.tanh(0.5 * scores))  # overflows nowhere
+            exps = np.exp(scores - scores.max(axis=self.axis, keepdims=True))
+        return exps / exps.sum(axis=self.axis, keepdims=True)
+
+    def rows(self, scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A batch as (truth, probs, known), each (positions, C), as metrics.py takes them.
+
+        A label above 0 is a positive, one equal to `ignore_label` unknown; positions of which all is unknown are left
+        out.
+        """
+        axis = self.axis % scores.ndim
+        classes = scores.shape[axis]
+        probs = np.moveaxis(self.probs(scores), axis, -1).reshape(-1, classes)
+        ignore = None if self.ignore_label is None else np.float32(self.ignore_label)
+        if self.label_format == "dense":
+            if labels.size != scores.size:
+                raise self.misfit(labels, scores, f"{scores.shape}")
+            labels = np.moveaxis(labels.reshape(scores.shape), axis, -1).reshape(-1, classes)
+            known = np.ones(labels.shape, bool) if ignore is None else labels != ignore
+            truth = (labels > 0) & known
+        else:
+            truth, known = self.index_rows(labels, scores, axis, ignore)
+        some = known.any(axis=1)
+        return truth[some], probs[some], known[some]
+
+    def index_rows(
+        self, labels: np.ndarray, scores: np.ndarray, axis: int, ignore: Optional[np.float32]
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        classes = scores.shape[axis]
+        positions = scores.size // classes
+        width = labels.size // max(positions, 1)
+        if labels.size != positions * width or (self.label_format == "class" and width != 1):
+            expected = "one class per position" if self.label_format == "class" else "K class indices per position"
+            raise self.misfit(labels, scores, expected)
+        shape = [*scores.shape[:axis], width, *scores.shape[axis + 1 :]]
+        indices = np.moveaxis(labels.reshape(shape), axis, -1).reshape(positions, width)
+        padding = np.float32(-1) if self.label_format == "indices" and ignore is None else ignore
+        used = np.ones(indices.shape, bool) if padding is None else indices != padding
+        wrong = used & ~((indices >= 0) & (indices < classes))
+        if wrong.any():
+            raise UsageError(
+                f"blob {self.labels!r} holds {indices[wrong][0]:g}; expected class indices from 0 to {classes - 1}, "
+                f"as blob {self.scores!r} has {classes} scores."
+            )
+        truth = np.zeros((positions, classes), bool)
+        row, place = np.nonzero(used)
+        truth[row, indices[row, place].astype(np.int64)] = True
+        known = np.ones(truth.shape, bool)
+        if self.label_format == "class":
+            known[~used[:, 0]] = False
+        return truth, known
+
+    def misfit(self, labels: np.ndarray, scores: np.ndarray, expected: str) -> UsageError:
+        return UsageError(
+            f"blob {self.labels!r} has shape {labels.shape}; expected {expected}, to fit blob {self.scores!r} of shape "
+            f"{scores.shape}. Change num_output of the layer that makes {self.scores!r}, or the width of the labels."
+        )
+
+
+def find_heads(layers: Sequence[Any]) -> List[Head]:
+    """The heads of the loss layers among `layers`: ours, and Caffe's softmax and sigmoid losses."""
+    heads = []
+    for layer in layers:
+        if layer.type == "Python" and layer.python_param.layer in PYTHON_LOSSES and len(layer.bottom) > 1:
+            options = read_options(layer)
+            head = Head(
+                layer.bottom[0],
+                layer.bottom[1],
+                PYTHON_LOSSES[layer.python_param.layer],
+                options.get("axis", 1),
+                options.get("label_format", "dense"),
+                options.get("ignore_label"),
+            )
+        elif layer.type in SOFTMAX_LOSSES and len(layer.bottom) > 1:
+            ignore = layer.loss_param.ignore_label if layer.loss_param.HasField("ignore_label") else None
+            axis = layer.infogain_loss_param.axis if layer.type == "InfogainLoss" else layer.softmax_param.axis
+            activation = "none" if layer.type == "MultinomialLogisticLoss" else "softmax"
+            head = Head(layer.bottom[0], layer.bottom[1], activation, axis, "class", ignore)
+        elif layer.type == "SigmoidCrossEntropyLoss" and len(layer.bottom) > 1:
+            ignore = layer.loss_param.ignore_label if layer.loss_param.HasField("ignore_label") else None
+            head = Head(layer.bottom[0], layer.bottom[1], "sigmoid", 1, "dense", ignore)
+        else:
+            continue
+        if head not in heads:
+            heads.append(dataclasses.replace(head, loss_weight=layer.loss_weight[0] if layer.loss_weight else 1.0))
+    return heads
+
+
+def read_options(layer: Any) -> Dict[str, Any]:
+    """What the param_str of one of our layers says; the layer itself complains of what else is wrong in it."""
+    text = layer.python_param.param_str
+    try:
+        options = parse_literal(text) if text.strip() else {}
+    except ValueError as error:
+        raise UsageError(f"layer {layer.name!r} has a param_str that is {error}.") from error
+    axis = options.get("axis", 1)
+    if type(axis) is not int:
+        raise UsageError(f"layer {layer.name!r} has axis {axis!r} in its param_str; expected a whole number.")
+    return options
+
+
+def choose_head(
+    layers: Sequence[Any],
+    path: str,
+    scores: Optional[str] = None,
+    labels: Optional[str] = None,
+    activation: Optional[str] = None,
+    needs_labels: bool = True,
+) -> Head:
+    """The head that the command line names, or the only one there is, whatever its labels if these are not needed."""
+    tops = [top for layer in layers for top in layer.top]
+    for name in (scores, labels):
+        if name is not None and name not in tops:
+            raise unknown_name("blob", name, tops, path)
+    heads = [head for head in find_heads(layers) if scores in (None, head.scores)]
+    heads = [head for head in heads if head.labels == labels] or heads
+    heads = [head for head in heads if head.activation == activation] or heads
+    if not heads and scores:
+        if not activation:
+            raise UsageError(
+                f"{path} has no loss known here that takes {scores!r}; add --activation ({', '.join(ACTIVATIONS)}), "
+                "what makes probabilities of these scores."
+            )
+        return Head(scores, labels, activation)
+    if not heads:
+        raise UsageError(
+            f"{path} has no loss layer known here ({', '.join([*PYTHON_LOSSES, *SOFTMAX_LOSSES[:2]])}, "
+            "SigmoidCrossEntropyLoss); name the blobs with --scores and --labels, and --activation."
+        )
+    for option, field in (("--scores", "scores"), ("--labels", "labels"), ("--activation", "activation")):
+        if field == "labels" and not needs_labels:
+            continue
+        found = list(dict.fromkeys(str(getattr(head, field)) for head in heads))
+        if len(found) > 1:
+            raise UsageError(f"{path} has losses of several {field} ({', '.join(found)}); choose with {option}.")
+    head = heads[0]
+    return dataclasses.replace(head, activation=activation or head.activation, labels=labels or head.labels)
+
+
+def add_head_arguments(parser: Any) -> None:
+    parser.add_argument(
+        "--scores", metavar="BLOB", help="the blob of class scores (default: what the loss layer takes)"
+    )
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="scores to probabilities (default: the loss layer's)")

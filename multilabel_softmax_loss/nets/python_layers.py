@@ -1,0 +1,81 @@
+"""Python layers of nets: the classes they name, and what they raise."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import sys
+import traceback
+from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
+from typing import Any, Iterator, Sequence
+
+from ..errors import UsageError
+
+LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError)  # what a Python layer raises for bad input
+
+
+def find_class(module: str, layer: str) -> type:
+    """The class that a Python layer names; Caffe itself only says that something returned NULL.
+
+    Raises
+    ------
+    ImportError : the module cannot be imported, whatever it raises, or has no such class.
+    """
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ImportError):
+            told = f"{error}. Install it, or add its folder to PYTHONPATH"
+        elif not isinstance(error, SyntaxError):  # which says where it is
+            told += f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+        raise ImportError(f"python_param {{ module: {module!r} }} cannot be imported: {told}.") from error
+    if not hasattr(found, layer):
+        nearest = difflib.get_close_matches(layer, dir(found), n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "change python_param { layer: ... }."
+        raise ImportError(f"module {module!r} has no class {layer!r}; {hint}")
+    return getattr(found, layer)
+
+
+def check_python_layers(layers: Sequence[Any], path: str) -> None:
+    """Raise a UsageError that names the Python layer of the net `path` whose class is not there, or is none."""
+    import caffe
+
+    for layer in layers:
+        if layer.type == "Python":
+            try:
+                found = find_class(layer.python_param.module, layer.python_param.layer)
+            except ImportError as error:
+                raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
+            if not (isinstance(found, type) and issubclass(found, caffe.Layer)):
+                raise UsageError(f"{path}: layer {layer.name!r}: {found!r} is no class derived from caffe.Layer.")
+
+
+@contextmanager
+def running(path: str) -> Iterator[None]:
+    """Turn what the Python layers of the net `path` raise while it runs into a UsageError."""
+    try:
+        yield
+    except LAYER_ERRORS as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+@contextmanager
+def python_layer_errors(path: str) -> Iterator[None]:
+    """Turn what Python layers say while a net of `path` is made into a UsageError.
+
+    A layer that cannot be found is a SystemError without a reason; pycaffe prints that to sys.stderr.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+        sys.stderr.write(said.getvalue())  # such as warnings
+    except SystemError as error:
+        lines = [line for line in said.getvalue().splitlines() if line and not line[0].isspace()]
+        raise UsageError(f"{path} has a Python layer that cannot be made: {lines[-1] if lines else error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"{path}: {error}") from error
