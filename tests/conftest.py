@@ -30,16 +30,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 # elsewhere the tests of nets cannot be, and everything else is tested.
 HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
 NEEDS_CAFFE = [
-    "caffe_nets.py",
-    "layer_zoo.py",
-    "test_deploy.py",
-    "test_evaluate.py",
+    "commands/test_deploy.py",
+    "commands/test_evaluate.py",
+    "commands/test_predict.py",
+    "commands/test_train.py",
+    "gradient_check/test_layer.py",
+    "support/caffe_nets.py",
     "test_examples.py",
-    "test_gradient_check_layer.py",
     "test_in_caffe.py",
-    "test_predict.py",
     "test_snippets.py",
-    "test_train.py",
 ]
 
 collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE

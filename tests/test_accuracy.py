@@ -3,7 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
-from reference import reference_softmax
+from support.reference import reference_softmax
 
 from multilabel_softmax_loss import softmax_cross_entropy
 

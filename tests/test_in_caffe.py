@@ -6,7 +6,7 @@ import warnings
 import caffe
 import numpy as np
 import pytest
-from caffe_nets import (
+from support.caffe_nets import (
     fill,
     input_layer,
     loss_and_gradient,

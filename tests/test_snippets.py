@@ -7,8 +7,8 @@ import caffe
 import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
-from caffe_nets import fill, input_layer
 from google.protobuf import text_format
+from support.caffe_nets import fill, input_layer
 
 from multilabel_softmax_loss import sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.losses.options import SoftmaxOptions

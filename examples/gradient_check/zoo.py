@@ -13,12 +13,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 
 os.environ.setdefault("GLOG_minloglevel", "2")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 

@@ -18,8 +18,8 @@ from multilabel_softmax_loss import assert_gradient, check_layer, check_net
 from multilabel_softmax_loss.gradient_check import function as gradient_check
 from multilabel_softmax_loss.gradient_check import layer as gradient_check_layer
 
-TESTS = Path(__file__).resolve().parent
-EXAMPLE = TESTS.parent / "examples" / "gradient_check"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "gradient_check"
 BATCHES = [2, 32, 256]
 
 
@@ -268,7 +268,7 @@ layer { name: "scale" type: "Python" bottom: "scores" top: "scaled"
 layer { name: "loss" type: "Python" bottom: "scaled" bottom: "y" top: "loss" loss_weight: 0.5
         python_param { module: "layer_zoo" layer: "LAYER" } }
 layer { name: "watch" type: "Python" bottom: "scaled" top: "watch"
-        python_param { module: "test_gradient_check_layer" layer: "Watch" } }
+        python_param { module: "test_layer" layer: "Watch" } }
 """
 FILL = ["--fill", "x=gaussian", "--fill", "y=multihot"]
 
@@ -336,13 +336,13 @@ class NoBackward(Watch):
 
 def test_a_layer_is_not_blamed_for_data_that_it_refuses(tmp_path):
     x = np.random.RandomState(0).uniform(1.2, 1.9, (4, 5))
-    assert_gradient(check_layer("test_gradient_check_layer", "Above1", [x]))
+    assert_gradient(check_layer("test_layer", "Above1", [x]))
 
 
 def python_layer(name, kind, bottom, top, more=""):
     return (
         f'layer {{ name: "{name}" type: "Python" bottom: "{bottom}" top: "{top}" {more}\n'
-        f'  python_param {{ module: "test_gradient_check_layer" layer: "{kind}" }} }}\n'
+        f'  python_param {{ module: "test_layer" layer: "{kind}" }} }}\n'
     )
 
 
@@ -379,7 +379,8 @@ def written(tmp_path, layer="SoftmaxLoss", old="", new=""):
 
 
 def command(*arguments, cwd=None):
-    environment = dict(os.environ, PYTHONPATH=str(TESTS))
+    path = os.pathsep.join([str(EXAMPLE), str(Path(__file__).parent)])
+    environment = dict(os.environ, PYTHONPATH=path)
     done = subprocess.run(
         [sys.executable, "-m", "multilabel_softmax_loss", "check-gradient"] + [str(a) for a in arguments],
         capture_output=True, cwd=cwd, env=environment,

@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from reference import reference_softmax
+from support.reference import reference_softmax
 
 from multilabel_softmax_loss import assert_gradient, check_function, sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.losses import targets

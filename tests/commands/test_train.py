@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import caffe
 import numpy as np
 import pytest
-from tiny_nets import (
+from support.tiny_nets import (
     OURS,
     SIGMOID,
     body,

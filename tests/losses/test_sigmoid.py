@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-from reference import reference_sigmoid
+from support.reference import reference_sigmoid
 
 from multilabel_softmax_loss import (
     SigmoidOptions,

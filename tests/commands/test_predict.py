@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from tiny_nets import CLASSES, OURS, inner_product, listing, poisoned, run_command, write_hdf5
+from support.tiny_nets import CLASSES, OURS, inner_product, listing, poisoned, run_command, write_hdf5
 
 from multilabel_softmax_loss.commands.deploy import deploy
 from multilabel_softmax_loss.commands.predict import predict

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from tiny_nets import (
+from support.tiny_nets import (
     CLASSES,
     OURS,
     SIGMOID,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import reference_softmax
+from support.reference import reference_softmax
 
 from multilabel_softmax_loss import softmax_cross_entropy
 

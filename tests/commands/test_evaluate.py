@@ -7,7 +7,7 @@ import re
 import h5py
 import numpy as np
 import pytest
-from tiny_nets import (
+from support.tiny_nets import (
     CLASSES,
     OURS,
     SIGMOID,
