@@ -475,24 +475,6 @@ solver_mode: CPU  # GPU where Caffe is built for it; Python layers run on the CP
 }
 
 
-# Where each option comes from, for the option table.
-SOURCES = {
-    "axis": "Caffe, `SoftmaxParameter`",
-    "label_format": "Caffe's `SoftmaxWithLoss` for one index, here K of them",
-    "ignore_label": "Caffe, `LossParameter`, here per class",
-    "label_smoothing": "Szegedy et al. 2015, arXiv:1512.00567",
-    "class_weight": "Eigen and Fergus 2014, arXiv:1411.4734",
-    "nonfinite": "this package",
-    "label_normalization": '`"l1"` Tian 2016 and Mahajan et al. 2018, arXiv:1805.00932; `"count"` Gomez 2018',
-    "normalization": "Caffe, `LossParameter`",
-    "empty": "this package",
-    "divergence": "Tian 2016",
-    "pos_weight": "PyTorch, `BCEWithLogitsLoss`",
-    "focal_gamma": "Lin et al. 2017, arXiv:1708.02002, here for any label from 0 to 1",
-    "focal_alpha": "Lin et al. 2017, arXiv:1708.02002",
-}
-
-
 def option_table(loss: str) -> str:
     """A Markdown table of the options of "softmax" or "sigmoid": default, effect, source, and a snippet with each."""
     options_class = LAYERS[f"Multilabel{loss.capitalize()}LossLayer"]
@@ -501,7 +483,7 @@ def option_table(loss: str) -> str:
     for entry in dataclasses.fields(options_class):
         mention = json.dumps(entry.name)
         stem = next(stem for stem, text in snippets.items() if mention in text)
-        default, effect, source = json.dumps(entry.default), entry.metadata["effect"], SOURCES[entry.name]
+        default, effect, source = json.dumps(entry.default), entry.metadata["effect"], entry.metadata["source"]
         rows.append(f"| `{entry.name}` | `{default}` | {effect} | {source} | [{stem}](prototxt/{stem}.prototxt) |")
     return "\n".join(rows) + "\n"
 

@@ -16,9 +16,9 @@ from ..param_str import parse_literal, shorten
 OptionsType = TypeVar("OptionsType", bound="Options")
 
 
-def option(default: Any, check: Callable[[Any], Any], effect: str) -> Any:
-    """A field of an options class: its default, the check that returns the value to keep, and what it does."""
-    return field(default=default, metadata={"check": check, "effect": effect})
+def option(default: Any, check: Callable[[Any], Any], effect: str, source: str) -> Any:
+    """A field of an options class: its default, the check that returns the value to keep, its effect and its source."""
+    return field(default=default, metadata={"check": check, "effect": effect, "source": source})
 
 
 def choice(*allowed: str) -> Callable[[Any], str]:
@@ -120,21 +120,36 @@ class Options:
 
     highest_label: ClassVar[float] = math.inf
 
-    axis: int = option(1, integer, "the class axis of the scores; may be negative")
+    axis: int = option(1, integer, "the class axis of the scores; may be negative", "Caffe, `SoftmaxParameter`")
     label_format: str = option(
         "dense",
         choice("dense", "indices"),
         '`"dense"`: labels shaped like the scores; `"indices"`: class indices, padded with `ignore_label` (default -1)',
+        "Caffe's `SoftmaxWithLoss` for one index, here K of them",
     )
     ignore_label: Optional[float] = option(
-        None, optional(number()), "a label entry equal to it is unknown: that class leaves that position"
+        None,
+        optional(number()),
+        "a label entry equal to it is unknown: that class leaves that position",
+        "Caffe, `LossParameter`, here per class",
     )
-    label_smoothing: float = option(0.0, number(0, 1), "moves this share of the targets to all classes alike")
+    label_smoothing: float = option(
+        0.0,
+        number(0, 1),
+        "moves this share of the targets to all classes alike",
+        "Szegedy et al. 2015, arXiv:1512.00567",
+    )
     class_weight: Optional[np.ndarray] = option(
-        None, optional(per_class), "C factors for the targets: a list, or a `.npy` or text file"
+        None,
+        optional(per_class),
+        "C factors for the targets: a list, or a `.npy` or text file",
+        "Eigen and Fergus 2014, arXiv:1411.4734",
     )
     nonfinite: str = option(
-        "error", choice("error", "ignore"), '`"error"`: a loss of NaN or infinity is an error that names its cause'
+        "error",
+        choice("error", "ignore"),
+        '`"error"`: a loss of NaN or infinity is an error that names its cause',
+        "this package",
     )
 
     def __post_init__(self) -> None:
@@ -205,22 +220,26 @@ class SoftmaxOptions(Options):
         "l1",
         choice("l1", "count", "none"),
         'targets from labels y: `"l1"` y / sum(y); `"count"` y / M with M non-zero labels; `"none"` y',
+        '`"l1"` Tian 2016 and Mahajan et al. 2018, arXiv:1805.00932; `"count"` Gomez 2018',
     )
     normalization: str = option(
         "VALID",
         normalization_mode,
         "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
         "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
+        "Caffe, `LossParameter`",
     )
     empty: str = option(
         "ignore",
         choice("ignore", "uniform", "error"),
         'a position without positive label: `"ignore"` it, aim at `"uniform"` probabilities, or `"error"`',
+        "this package",
     )
     divergence: str = option(
         "cross_entropy",
         choice("cross_entropy", "kl"),
         '`"kl"` subtracts the entropy of the targets: same gradient, zero at the optimum',
+        "Tian 2016",
     )
 
     @property
@@ -239,22 +258,39 @@ class SigmoidOptions(Options):
 
     highest_label: ClassVar[float] = 1.0
 
-    label_smoothing: float = option(0.0, number(0, 1), "moves this share of each target to 1/2")
+    label_smoothing: float = option(
+        0.0, number(0, 1), "moves this share of each target to 1/2", "Szegedy et al. 2015, arXiv:1512.00567"
+    )
     class_weight: Optional[np.ndarray] = option(
-        None, optional(per_class), "C factors for the losses of the classes: a list, or a `.npy` or text file"
+        None,
+        optional(per_class),
+        "C factors for the losses of the classes: a list, or a `.npy` or text file",
+        "Eigen and Fergus 2014, arXiv:1411.4734",
     )
     pos_weight: Optional[Union[float, np.ndarray]] = option(
-        None, optional(one_or_per_class), "factor of the positive term t log p: one number, or C as for `class_weight`"
+        None,
+        optional(one_or_per_class),
+        "factor of the positive term t log p: one number, or C as for `class_weight`",
+        "PyTorch, `BCEWithLogitsLoss`",
     )
-    focal_gamma: float = option(0.0, number(0), "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p)")
+    focal_gamma: float = option(
+        0.0,
+        number(0),
+        "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p)",
+        "Lin et al. 2017, arXiv:1708.02002, here for any label from 0 to 1",
+    )
     focal_alpha: Optional[float] = option(
-        None, optional(number(0, 1)), "factor alpha of the positive term, 1 - alpha of the negative one"
+        None,
+        optional(number(0, 1)),
+        "factor alpha of the positive term, 1 - alpha of the negative one",
+        "Lin et al. 2017, arXiv:1708.02002",
     )
     normalization: str = option(
         "BATCH_SIZE",
         normalization_mode,
         "the divisor: `BATCH_SIZE` the first axis, `VALID` the known entries, each with its sample weight, "
         "`FULL` all entries, `NONE` 1",
+        "Caffe, `LossParameter`",
     )
 
     @property
