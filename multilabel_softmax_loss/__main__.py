@@ -3,7 +3,7 @@
 A command is a module with `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0 says yes, 1
 says no, 2 is bad usage or input, 3 is "cannot tell". It raises a UsageError with one clear sentence where its input is
 at fault. It may have `HINTS`, what to add by option where words are left over. Only the module of the command given is
-imported.
+imported. It runs in a child process, since Caffe may kill its own, unless it says ``WITHOUT_CAFFE = True``.
 """
 
 import os
@@ -17,7 +17,7 @@ import argparse
 import importlib
 from typing import Any, List, Optional
 
-from .commands.child import PROGRAM, missing_package, run_reporting, tell
+from .commands.child import PROGRAM, missing_package, run_in_child, run_reporting, tell
 
 COMMANDS = {
     "train": ("commands.train", "train a net, with metrics, curves, snapshots and resuming"),
@@ -54,7 +54,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     if rest:
         hints = [hint for option, hint in getattr(module, "HINTS", {}).items() if option in argv]
         chosen.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
-    return run_reporting(module.run, arguments)
+    run = run_reporting if getattr(module, "WITHOUT_CAFFE", False) else run_in_child
+    return run(module.run, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Dict, Iterator, Sequence
 from ..errors import UsageError
 from ..gradient_check.function import BUDGET, TOLERANCE
 from ..gradient_check.net import KINDS, check_net
-from .child import guarded
 
 EXAMPLE = """\
 example:
@@ -36,10 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: argparse.Namespace) -> int:
     sys.dont_write_bytecode = True
     sys.path.append(os.path.dirname(os.path.abspath(arguments.net)))  # a net's own layers often lie beside it
     try:

@@ -29,7 +29,7 @@ FATAL = re.compile(r"^F\d{4,8} \S+ +\d+ (\S+:\d+)\] (.*)$", re.M)
 PROTOBUF = re.compile(r"^\[libprotobuf (?:ERROR|FATAL) .*?\] (.*)$", re.M)
 
 
-def guarded(run: Callable[[Any], int], arguments: Any) -> int:
+def run_in_child(run: Callable[[Any], int], arguments: Any) -> int:
     """The exit status of ``run(arguments)`` in a child process; its last words are put in a sentence if it dies.
 
     `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages.
@@ -76,7 +76,7 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def child() -> None:
-    """The other end of `guarded`: runs the job that the standard input holds."""
+    """The other end of `run_in_child`: runs the job that the standard input holds."""
     try:
         module, name, arguments, log = pickle.load(sys.stdin.buffer)
     except EOFError:  # the parent is gone already

@@ -15,7 +15,6 @@ from ..nets.python_layers import running
 from ..nets.reading import read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, index_limits, input_names, reference_net
 from ..nets.weights import load_net
-from .child import guarded
 
 TOLERANCE = 1e-5
 LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
@@ -43,10 +42,6 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: Any) -> int:
     out = arguments.out or os.path.join(os.path.dirname(arguments.net), "deploy.prototxt")
     check_output(out, (".prototxt", ".txt"))
     if os.path.abspath(out) == os.path.abspath(arguments.net):

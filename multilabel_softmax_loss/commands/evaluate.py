@@ -18,7 +18,6 @@ from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import load_net
 from . import metrics
-from .child import guarded
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss evaluate train_val.prototxt run/best.caffemodel \\
@@ -65,10 +64,6 @@ def whole_numbers(text: str) -> List[int]:
 
 
 def run(arguments: Any) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: Any) -> int:
     check_output(arguments.tune_thresholds, (".json",))
     check_output(arguments.json, (".json",))
     check_output(arguments.picture, PICTURES)

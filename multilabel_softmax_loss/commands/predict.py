@@ -17,7 +17,6 @@ from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, input_names, reference_net
 from ..nets.weights import load_net
 from . import metrics
-from .child import guarded
 from .evaluate import check_thresholds, read_thresholds
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
 
@@ -53,10 +52,6 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: Any) -> int:
     answers = predict(
         arguments.net,
         arguments.weights,

@@ -21,7 +21,7 @@ from ..nets.heads import Head, find_heads
 from ..nets.python_layers import LAYER_ERRORS, check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
-from .child import PROGRAM, guarded, handling, tell
+from .child import PROGRAM, handling, tell
 from .curves import draw_curves
 from .preprocessing import write_preprocessing
 from .snapshots import History, RunFolder
@@ -62,10 +62,6 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    return guarded(run_here, arguments)
-
-
-def run_here(arguments: Any) -> int:
     try:
         summary = train(
             arguments.solver,

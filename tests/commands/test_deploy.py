@@ -335,15 +335,15 @@ def test_a_deploy_net_of_another_hand_is_replaced_only_if_it_is_named(tmp_path):
     path = image_net(tmp_path, OURS % "")
     deployed = tmp_path / "deploy.prototxt"
     for _ in range(2):  # what it wrote itself is no loss
-        assert deploy_module.run_here(parser.parse_args([path])) == 0
+        assert deploy_module.run(parser.parse_args([path])) == 0
     mine = deployed.read_text().replace('name: "hidden"', 'name: "mine"')
     deployed.write_text(mine)
     with pytest.raises(
         UsageError, match=re.escape(f"{deployed} is there already, and differs; --out {deployed} replaces it.")
     ):
-        deploy_module.run_here(parser.parse_args([path]))
+        deploy_module.run(parser.parse_args([path]))
     assert deployed.read_text() == mine
-    assert deploy_module.run_here(parser.parse_args([path, "--out", str(deployed)])) == 0
+    assert deploy_module.run(parser.parse_args([path, "--out", str(deployed)])) == 0
     assert deployed.read_text() != mine
 
 

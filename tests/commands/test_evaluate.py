@@ -22,7 +22,7 @@ from support.tiny_nets import (
 )
 
 from multilabel_softmax_loss.__main__ import main
-from multilabel_softmax_loss.commands.evaluate import add_arguments, net_outputs, read_thresholds, run_here
+from multilabel_softmax_loss.commands.evaluate import add_arguments, net_outputs, read_thresholds, run
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.heads import Head
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 def evaluate(folder, *words):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run_here(parser.parse_args([str(folder / "train_val.prototxt"), *map(str, words)]))
+    return run(parser.parse_args([str(folder / "train_val.prototxt"), *map(str, words)]))
 
 
 def test_every_sample_counts_once_and_in_order(trained):

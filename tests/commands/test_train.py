@@ -36,7 +36,7 @@ from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.child import handling, run_reporting
 from multilabel_softmax_loss.commands.curves import smoothed
 from multilabel_softmax_loss.commands.snapshots import set_learned_net
-from multilabel_softmax_loss.commands.train import Diverged, add_arguments, reseed, run_here, train
+from multilabel_softmax_loss.commands.train import Diverged, add_arguments, reseed, run, train
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.files import replacing
 
@@ -577,7 +577,7 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     with pytest.raises(UsageError, match=re.escape(message)):
-        run_here(parser.parse_args(["solver.prototxt", "--out", "run", *words]))
+        run(parser.parse_args(["solver.prototxt", "--out", "run", *words]))
     assert listing(tmp_path) == before
 
 
