@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """Bad usage or bad input: what came, what was expected, where to change it. The exit status is 2."""
 
 
+class NotFiniteError(ValueError):
+    """Scores or a loss that are not finite: where a net trains, it has diverged."""
+
+
 class InputError(ValueError):
     """A blob that does not fit. `template` names the blobs as {scores}, {labels} and {sample_weight}.
 

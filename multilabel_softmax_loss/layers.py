@@ -8,7 +8,7 @@ from typing import Any, Callable, ClassVar, Optional, Tuple, Type
 import caffe
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, NotFiniteError
 from .losses.evaluate import load_kernels, scale_gradient
 from .losses.layout import Layout
 from .losses.options import Options, SigmoidOptions, SoftmaxOptions
@@ -134,7 +134,8 @@ class MultilabelLossLayer(caffe.Layer):
         warnings.warn(f"{type(self).__name__}: {text}", RuntimeWarning, stacklevel=3)
 
     def explain(self, error: InputError) -> ValueError:
-        return ValueError(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")
+        kind = NotFiniteError if error.kind == "scores" else ValueError
+        return kind(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")
 
 
 def shape_of(blob: Any) -> tuple:

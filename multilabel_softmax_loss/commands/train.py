@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..errors import InputError, UsageError, shortlist, unknown_name
+from ..errors import NotFiniteError, UsageError, shortlist, unknown_name
 from ..nets.data_layers import check_data, period, sources
 from ..nets.heads import Head, find_heads
 from ..nets.python_layers import LAYER_ERRORS, check_python_layers, python_layer_errors
@@ -421,8 +421,7 @@ class Run:
 
     def explain(self, error: Exception, moment: str) -> Exception:
         """What to raise for what a Python layer raised: scores that are not finite are the end of a run."""
-        cause = error.__cause__
-        if isinstance(cause, InputError) and cause.kind == "scores":
+        if isinstance(error, NotFiniteError):
             return Diverged(self.last_good(f"{moment}: {error}"))
         return UsageError(f"{moment}: {error}")
 
