@@ -18,7 +18,7 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 from sklearn.metrics import average_precision_score
 
-from multilabel_softmax_loss.commands.evaluate import net_outputs
+from multilabel_softmax_loss.commands.outputs import net_outputs
 from multilabel_softmax_loss.commands.predict import predict
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import check_output, write_text
-from ..nets.heads import add_head_arguments
 from ..nets.python_layers import running
 from ..nets.reading import read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, index_limits, input_names, reference_net
 from ..nets.weights import load_net
+from .arguments import add_head_arguments
 
 TOLERANCE = 1e-5
 LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int

@@ -11,14 +11,15 @@ import numpy as np
 
 from ..errors import UsageError, unknown_name
 from ..files import read_lines
-from ..nets.heads import add_head_arguments, find_heads
+from ..nets.heads import find_heads
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, input_names, reference_net
 from ..nets.weights import load_net
 from . import metrics
-from .evaluate import check_thresholds, read_thresholds
+from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
+from .thresholds import check_thresholds, read_thresholds
 
 BATCH = 32
 

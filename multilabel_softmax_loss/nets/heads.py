@@ -175,10 +175,3 @@ def choose_head(
             raise UsageError(f"{path} has losses of several {field} ({', '.join(found)}); choose with {option}.")
     head = heads[0]
     return dataclasses.replace(head, activation=activation or head.activation, labels=labels or head.labels)
-
-
-def add_head_arguments(parser: Any) -> None:
-    parser.add_argument(
-        "--scores", metavar="BLOB", help="the blob of class scores (default: what the loss layer takes)"
-    )
-    parser.add_argument("--activation", choices=ACTIVATIONS, help="scores to probabilities (default: the loss layer's)")

@@ -224,7 +224,7 @@ def test_without_weights_the_proof_is_the_same_on_every_run_and_its_scores_are_m
 
 
 def test_trained_weights_give_the_training_nets_probabilities(tmp_path):
-    from multilabel_softmax_loss.commands.evaluate import net_outputs
+    from multilabel_softmax_loss.commands.outputs import net_outputs
 
     summary = train(make_run(tmp_path, test=False))
     process = run_command("deploy", "train_val.prototxt", "--weights", summary["weights"], folder=tmp_path, check=0)

@@ -22,7 +22,9 @@ from support.tiny_nets import (
 )
 
 from multilabel_softmax_loss.__main__ import main
-from multilabel_softmax_loss.commands.evaluate import add_arguments, net_outputs, read_thresholds, run
+from multilabel_softmax_loss.commands.evaluate import add_arguments, run
+from multilabel_softmax_loss.commands.outputs import net_outputs
+from multilabel_softmax_loss.commands.thresholds import read_thresholds
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.heads import Head

@@ -465,7 +465,8 @@ def test_the_running_mean_starts_with_the_first_loss_and_runs_neither_late_nor_h
 
 
 def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
-    from multilabel_softmax_loss.commands.evaluate import evaluation, net_outputs
+    from multilabel_softmax_loss.commands.outputs import net_outputs
+    from multilabel_softmax_loss.commands.report import evaluation
 
     solver = make_run(tmp_path)
     net = tmp_path / "train_val.prototxt"

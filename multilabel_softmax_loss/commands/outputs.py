@@ -1,0 +1,86 @@
+"""What a net gives for a whole data set: each sample once, as the metrics take it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, List, Optional, Tuple
+
+import numpy as np
+
+from ..errors import UsageError
+from ..nets.data_layers import batch_size, check_lengths, count_samples, sources
+from ..nets.heads import Head, choose_head
+from ..nets.python_layers import running
+from ..nets.reading import phase_layers, read_prototxt
+from ..nets.weights import load_net
+
+
+def net_outputs(
+    path: str,
+    weights: str,
+    phase: str = "TEST",
+    data: Optional[str] = None,
+    scores: Optional[str] = None,
+    labels: Optional[str] = None,
+    activation: Optional[str] = None,
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Head]:
+    """Labels and probabilities of every sample of the net's data, in order: (truth, probs, known, head)."""
+    net = read_prototxt(path)
+    layers = phase_layers(net, phase)
+    head = choose_head(layers, path, scores, labels, activation)
+    if head.labels is None:
+        raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
+    only_phase(net, layers, data, path)
+    count = samples_of(net, path, phase)
+    return (*collect(load_net(net, path, phase, weights), net, head, count, path), head)
+
+
+def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> None:
+    """Leave `layers` in the net, their data in the order of the files and from the source `data` if that is given."""
+    layers = [type(layer).FromString(layer.SerializeToString()) for layer in layers]
+    del net.layer[:]
+    net.layer.extend(layers)
+    readers = sources(net.layer)
+    if data is not None and len(readers) != 1:
+        raise UsageError(f"{path} has {len(readers)} data layers; --data needs exactly one, so edit the sources there.")
+    for layer in readers:
+        parameter = layer.hdf5_data_param if layer.type == "HDF5Data" else layer.data_param
+        if layer.type == "HDF5Data":
+            parameter.shuffle = False
+        elif layer.type == "Data":
+            parameter.ClearField("rand_skip")
+        if data is not None:
+            parameter.source = data
+
+
+def samples_of(net: Any, path: str, phase: str) -> int:
+    """How many samples the data layers hold, the same number in each."""
+    readers = sources(net.layer)
+    if not readers:
+        raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data or Data.")
+    counts = {layer.name: count_samples(layer) for layer in readers}
+    check_lengths(counts, path)
+    if len({batch_size(layer) for layer in readers}) > 1:
+        raise UsageError(f"{path} has data layers of different batch sizes; expected one size.")
+    return next(iter(counts.values()))
+
+
+def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `count` samples, each once: the last batch may begin the data anew, which is cut off."""
+    from tqdm import tqdm
+
+    size = batch_size(sources(net.layer)[0])
+    parts = []
+    for start in tqdm(range(0, count, size), unit="batch", leave=False, disable=not sys.stderr.isatty()):
+        with running(path):
+            loaded.forward()
+        scores, labels = (loaded.blobs[name].data[: count - start] for name in (head.scores, head.labels))
+        if not np.isfinite(scores).all():
+            raise UsageError(f"blob {head.scores!r} is not finite for samples {start} to {start + len(scores) - 1}.")
+        parts.append(head.rows(scores, labels))
+    truth, probs, known = (np.concatenate(arrays) for arrays in zip(*parts))
+    if truth.shape[1] < 2:
+        raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
+    if not truth.any():
+        raise UsageError(f"blob {head.labels!r} holds no positive label in {count} samples; there is nothing to find.")
+    return truth, probs, known
