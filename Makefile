@@ -40,7 +40,7 @@ bench: environment  ## time the layers beside native ones; TORCH_PYTHON=... adds
 zoo: environment    ## the gradient checker on layers with planted defects, beside Caffe's criterion
 	.venv/bin/python examples/gradient_check/zoo.py
 
-snippets: environment  ## write the files of prototxt/ anew
+snippets: environment  ## write anew what prototxt/ has of the options: two snippets, and the tables of its README.md
 	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt
 
 environment:

@@ -1,9 +1,11 @@
 """Metadata of the package; `pip install .` needs NumPy only, the extras bring the rest."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 INIT = (ROOT / "multilabel_softmax_loss" / "__init__.py").read_text(encoding="utf-8")
@@ -46,6 +48,25 @@ EXTRAS = {
     ],
 }
 
+
+class BuildWithSnippets(build_py):
+    """Puts the snippets of prototxt/ into the package; an installation in place (-e) reads them where they are."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            self.mkpath(str(self.snippet_folder()))
+            for path in sorted((ROOT / "prototxt").glob("*.prototxt")):
+                shutil.copyfile(str(path), str(self.snippet_folder() / path.name))
+
+    def snippet_folder(self):
+        return Path(self.build_lib) / "multilabel_softmax_loss" / "snippets"
+
+    def get_outputs(self, *arguments, **options):
+        made = sorted(map(str, self.snippet_folder().glob("*.prototxt")))
+        return super().get_outputs(*arguments, **options) + made
+
+
 setup(
     name="multilabel_softmax_loss",
     version=VERSION,
@@ -53,6 +74,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
+    cmdclass={"build_py": BuildWithSnippets},
     packages=find_packages(include=["multilabel_softmax_loss*"]),
     python_requires=">=3.7",
     install_requires=["numpy>=1.21"],

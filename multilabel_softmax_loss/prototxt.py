@@ -3,6 +3,21 @@
     python -m multilabel_softmax_loss.prototxt prototxt   # write the *_options.prototxt and README.md's tables anew
 
 None of it needs Caffe.
+
+>>> print(loss_layer(label_smoothing=0.1), end="")
+layer {
+  name: "loss"
+  type: "Python"
+  bottom: "scores"  # class scores, N x C or N x C x H x W: any real number
+  bottom: "labels"  # labels, shaped like the scores: finite, >= 0
+  top: "loss"  # the loss, a scalar
+  loss_weight: 1  # Caffe gives a Python layer none by itself, and without it nothing is learned
+  python_param {
+    module: "multilabel_softmax_loss"
+    layer: "MultilabelSoftmaxLossLayer"
+    param_str: '{"label_smoothing": 0.1}'
+  }
+}
 """
 
 from __future__ import annotations
@@ -64,23 +79,6 @@ def loss_layer(
     ------
     ValueError : an option, a layer or a number of blobs is impossible.
     TypeError : an option has the wrong type, or `bottoms` or `tops` is one string.
-
-    Examples
-    --------
-    >>> print(loss_layer(label_smoothing=0.1), end="")
-    layer {
-      name: "loss"
-      type: "Python"
-      bottom: "scores"  # class scores, N x C or N x C x H x W: any real number
-      bottom: "labels"  # labels, shaped like the scores: finite, >= 0
-      top: "loss"  # the loss, a scalar
-      loss_weight: 1  # Caffe gives a Python layer none by itself, and without it nothing is learned
-      python_param {
-        module: "multilabel_softmax_loss"
-        layer: "MultilabelSoftmaxLossLayer"
-        param_str: '{"label_smoothing": 0.1}'
-      }
-    }
     """
     check_blobs_and_weight(bottoms, tops, loss_weight)
     checked = options_of(layer).make(options)
@@ -188,8 +186,8 @@ OPTIONS_COMMENT = """\
 
 def options_snippet(loss: str) -> str:
     """The text of `<loss>_options.prototxt`, for "softmax" or "sigmoid"."""
-    blobs = {"bottoms": ("scores", "labels", "sample_weight"), "tops": ("loss", "probs")}
-    layer = loss_layer(**blobs, layer=layer_name(loss), write_defaults=True)
+    bottoms, tops = ("scores", "labels", "sample_weight"), ("loss", "probs")
+    layer = loss_layer("loss", bottoms, tops, layer=layer_name(loss), write_defaults=True)
     return OPTIONS_COMMENT.format(layer="layer" if loss == "softmax" else f"{loss} layer") + layer
 
 

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,48 +111,73 @@ def test_the_example_in_the_docstring_is_what_it_prints():
 
 # The committed files
 
+SNIPPETS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "prototxt").glob("*.prototxt")}
+
 
 def run(*arguments):
-    command = [sys.executable, "-m", "multilabel_softmax_loss.prototxt", *map(str, arguments)]
+    command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=str(ROOT))
 
 
-def test_the_snippets_are_as_the_command_writes_them(tmp_path):
-    written = run(tmp_path)
-    assert (written.returncode, written.stderr) == (0, "")
-    made, committed = (
-        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-        for folder in (tmp_path, ROOT / "prototxt")
-    )
-    assert committed == made, "run `make snippets`"
-    assert len(made) > 5
+def test_what_is_made_from_the_options_is_up_to_date():
+    made = prototxt.generated(ROOT / "prototxt")
+    assert sorted(made) == ["README.md", "sigmoid_options.prototxt", "softmax_options.prototxt"]
+    for name, text in made.items():
+        assert (ROOT / "prototxt" / name).read_text(encoding="utf-8") == text, "run `make snippets`"
 
 
-OPTIONS = {"softmax": SoftmaxOptions, "sigmoid": SigmoidOptions}
+def test_the_command_writes_anew_what_was_changed_by_hand(tmp_path):
+    folder = Path(shutil.copytree(str(ROOT / "prototxt"), str(tmp_path / "prototxt")))
+    path = folder / "README.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("| `axis` | `1` |", "| `axis` | `2` |"), encoding="utf-8")
+    (folder / "softmax_options.prototxt").write_text("# All gone.")
+    done = run("multilabel_softmax_loss.prototxt", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (ROOT / "prototxt" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("loss", OPTIONS)
-def test_the_option_tables_of_the_readme_are_as_the_command_prints_them(loss):
-    printed = run("--table", loss)
-    assert (printed.returncode, printed.stderr) == (0, "")
-    begin, end = f"<!-- options of the {loss} loss -->\n", "<!-- end of options -->"
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
-    assert shown == printed.stdout, f"paste what `python -m multilabel_softmax_loss.prototxt --table {loss}` prints"
-    assert re.findall(r"^\| `(\w+)` \|", shown, re.M) == OPTIONS[loss].names()
+@pytest.mark.parametrize("loss, options", [("softmax", SoftmaxOptions), ("sigmoid", SigmoidOptions)])
+def test_the_option_tables_have_every_option_and_link_to_a_snippet_that_shows_it(loss, options):
+    text = (ROOT / "prototxt" / "README.md").read_text(encoding="utf-8")
+    table = text.split(f"<!-- options of the {loss} loss -->")[1].split("<!-- end")[0]
+    rows = re.findall(r"^\| `(\w+)` .*\| \[(\w+)\]\((.*)\.prototxt\) \|$", table, re.M)
+    assert [name for name, _, _ in rows] == options.names()
+    for name, stem, path in rows:
+        assert stem == path
+        assert f'"{name}"' in SNIPPETS[stem]
 
 
-@pytest.mark.parametrize("loss", OPTIONS)
-def test_the_tables_link_to_snippets_that_show_the_option(loss):
-    rows = re.findall(r"^\| `(\w+)` .*\((prototxt/.*)\) \|$", prototxt.option_table(loss), re.M)
-    assert len(rows) == len(OPTIONS[loss].names())
-    for name, path in rows:
-        assert f'"{name}"' in (ROOT / path).read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["no/such/folder"], ["prototxt", "--table", "softmax"], ["--table", "tanh"]], ids=str
-)
+@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["examples"]], ids=str)
 def test_bad_usage_has_status_2(arguments):
-    done = run(*arguments)
+    done = run("multilabel_softmax_loss.prototxt", *arguments)
     assert done.returncode == 2
     assert "usage: python -m multilabel_softmax_loss.prototxt" in done.stderr
+
+
+def test_a_readme_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match="<!-- a --> and <!-- end of a --> are not there"):
+        prototxt.fill_blocks("<!-- end of a -->\n<!-- a -->\n", {"a": ""})
+
+
+# The command `snippet`
+
+
+def test_the_command_lists_the_snippets_by_their_first_line():
+    listed = run("multilabel_softmax_loss", "snippet").stdout.splitlines()
+    assert sorted(line.split()[0] for line in listed) == sorted(SNIPPETS)
+    for line in listed:
+        name, _, summary = line.partition(" ")
+        assert SNIPPETS[name].startswith(f"# {summary.strip()}\n")
+
+
+@pytest.mark.parametrize("name", ["softmax_loss", "softmax_loss.prototxt"])
+def test_the_command_prints_a_snippet(name):
+    done = run("multilabel_softmax_loss", "snippet", name)
+    assert (done.returncode, done.stdout) == (0, SNIPPETS["softmax_loss"])
+
+
+def test_an_unknown_snippet_is_refused():
+    done = run("multilabel_softmax_loss", "snippet", "softmax_los")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("error: this package has no snippet 'softmax_los'; did you mean 'softmax_loss'?\n")

@@ -15,7 +15,7 @@ from multilabel_softmax_loss.losses.options import SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
 FOLDER = Path(__file__).resolve().parent.parent / "prototxt"
-SNIPPETS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir())}
+SNIPPETS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.prototxt"))}
 N, C = 64, 20  # C is the number of classes in the snippets
 
 

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_snippets() -> Dict[str, str]:
-    """The texts of the snippets by name; the installed ones come first, so that no other folder is mistaken for them."""
+    """The texts of the snippets by name. The installed ones come first: another folder may have the name prototxt."""
     for folder in FOLDERS:
         paths = sorted(folder.glob("*.prototxt"))
         if paths:
