@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
-from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Mapping, Optional, Tuple, Type, TypeVar, Union
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 
-from ..param_str import parse_literal, shorten
+from ..param_str import OptionSet, choice, integer, number, option, optional
 
 OptionsType = TypeVar("OptionsType", bound="Options")
-
-
-def option(default: Any, check: Callable[[Any], Any], effect: str, source: str) -> Any:
-    """A field of an options class: its default, the check that returns the value to keep, its effect and its source."""
-    return field(default=default, metadata={"check": check, "effect": effect, "source": source})
-
-
-def choice(*allowed: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        expected = "one of " + ", ".join(repr(word) for word in allowed)
-        if not isinstance(value, str):
-            raise TypeError(expected)
-        if value not in allowed:
-            nearest = difflib.get_close_matches(value.lower(), [word.lower() for word in allowed], n=1, cutoff=0.5)
-            match = [word for word in allowed if [word.lower()] == nearest]
-            raise ValueError(expected + "".join(f"; did you mean {word!r}?" for word in match))
-        return value
-
-    return check
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        expected = "a finite number"
-        if low > -math.inf:
-            expected = f"a finite number >= {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(expected)
-        try:
-            value = float(value)
-        except OverflowError:
-            raise ValueError(expected) from None
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(expected)
-        return value
-
-    return check
-
-
-def integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError("an integer")
-    return int(value)
-
-
-def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
 
 
 def per_class(value: Any) -> np.ndarray:
@@ -115,7 +67,7 @@ normalization_mode = choice("FULL", "VALID", "BATCH_SIZE", "NONE")
 
 
 @dataclass(frozen=True, eq=False)
-class Options:
+class Options(OptionSet):
     """What the losses share. Fields have the names and the defaults of `param_str`."""
 
     highest_label: ClassVar[float] = math.inf
@@ -153,12 +105,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            try:
-                object.__setattr__(self, entry.name, entry.metadata["check"](value))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"option {entry.name!r} = {shorten(value)}; expected {error}") from error
+        super().__post_init__()
         if self.label_format == "indices" and self.ignore_label is not None and self.ignore_label % 1:
             raise ValueError(
                 f"option 'ignore_label' = {self.ignore_label:g}; expected a whole number, "
@@ -182,32 +129,6 @@ class Options:
     def target_weight(self) -> Optional[np.ndarray]:
         """The class weights where they are factors of the targets."""
         return self.class_weight
-
-    @classmethod
-    def names(cls) -> list:
-        return [entry.name for entry in dataclasses.fields(cls)]
-
-    @classmethod
-    def make(cls: Type[OptionsType], options: Mapping[str, Any]) -> OptionsType:
-        """The options object for these names and values.
-
-        Raises
-        ------
-        ValueError : a name is unknown (the nearest one is suggested) or a value is impossible.
-        TypeError : a value has the wrong type.
-        """
-        names = cls.names()
-        for name in options:
-            if name not in names:
-                nearest = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(names)}"
-                raise ValueError(f"unknown option {name!r}; {hint}")
-        return cls(**options)
-
-    @classmethod
-    def parse(cls: Type[OptionsType], param_str: str) -> OptionsType:
-        """The options that a `param_str` holds: JSON or a Python dict literal; empty for the defaults."""
-        return cls.make(parse_literal(param_str)) if param_str.strip() else cls()
 
 
 @dataclass(frozen=True, eq=False)
