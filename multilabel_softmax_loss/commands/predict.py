@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import UsageError, unknown_name
 from ..files import read_lines
 from ..nets.heads import find_heads
+from ..nets.proof import reference_net
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
-from ..nets.surgery import deploy_head, deploy_net, input_names, reference_net
+from ..nets.surgery import deploy_head, deploy_net, input_names
 from ..nets.weights import load_net
 from . import metrics
 from .arguments import add_head_arguments

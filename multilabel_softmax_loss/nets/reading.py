@@ -1,4 +1,4 @@
-"""What the commands know of nets: reading prototxt, finding scores and labels, checking weights."""
+"""Prototxt files read, and the layers of a phase."""
 
 from __future__ import annotations
 
@@ -58,9 +58,6 @@ def in_phase(layer: Any, phase: str, state: Any) -> bool:
     if layer.include:
         return any(meets(rule) for rule in layer.include)
     return not any(meets(rule) for rule in layer.exclude)
-
-
-# Nets and weights
 
 
 def quiet_caffe() -> None:

@@ -1,16 +1,12 @@
-"""Net surgery: from a training net to the net that is deployed, and to the one it is compared with."""
+"""Net surgery: from a training net to the net that is deployed."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import numpy as np
-
-from ..errors import UsageError
 from .data_layers import sources
 from .heads import Head, choose_head, find_heads
 from .reading import phase_layers
-from .weights import load_net
 
 
 def deploy_head(net: Any, path: str, scores: Optional[str] = None, activation: Optional[str] = None) -> Head:
@@ -85,54 +81,3 @@ def strip_training(layer: Any) -> None:
             for name in ("weight_filler", "bias_filler", "filler"):
                 if name in value.DESCRIPTOR.fields_by_name:
                     value.ClearField(name)
-
-
-def reference_net(
-    net: Any, path: str, head: Head, shape: Optional[Tuple[int, ...]] = None, weights: Optional[str] = None
-) -> Any:
-    """The training net in its TEST phase; with an input shape, without its data and what follows the scores."""
-    reference = type(net)()
-    reference.CopyFrom(net)
-    names = input_names(net, head)
-    if not names:
-        raise UsageError(f"{path}: no data layer of the TEST phase leads to {head.scores!r}.")
-    if shape is not None:
-        if len(names) > 1:
-            raise UsageError(f"{path} has several inputs ({', '.join(names)}); --input-shape can give one only.")
-        layers = [
-            layer
-            for layer in ancestors(phase_layers(net, "TEST"), head.scores)
-            if layer.bottom or layer.type == "Parameter"
-        ]
-        for field in ("layer", "input", "input_dim", "input_shape"):
-            reference.ClearField(field)
-        entry = reference.layer.add(name=names[0], type="Input", top=names)
-        entry.input_param.shape.add(dim=shape)
-        reference.layer.extend(layers)
-    loaded = load_net(reference, path, "TEST", weights)
-    if weights is None:
-        fill_zeros(loaded)
-    return loaded
-
-
-def fill_zeros(net: Any) -> None:
-    """Random weights where a net without fillers has none, and random statistics: zeros would prove nothing.
-
-    An untrained BatchNorm divides by the root of its eps alone; the scores would be in the hundreds, and their
-    rounding more than what a proof is about.
-    """
-    draw = np.random.RandomState(1)
-    for layer, blobs in zip(net.params, net.params.values()):
-        weights = blobs[0].data
-        if net.layer_dict[layer].type == "BatchNorm":
-            mean, variance, count = (blob.data for blob in blobs)
-            mean[...] = 0.1 * draw.randn(*mean.shape)
-            variance[...] = draw.uniform(0.5, 1.5, variance.shape)
-            count[...] = 1
-        elif not weights.any():
-            weights[...] = draw.randn(*weights.shape) / np.sqrt(max(np.prod(weights.shape[1:]), 1))
-
-
-def index_limits(deployed: Any) -> Dict[str, int]:
-    """The blobs that Embed layers take indices from, and how many indices there are."""
-    return {layer.bottom[0]: layer.embed_param.input_dim for layer in deployed.layer if layer.type == "Embed"}

@@ -26,6 +26,7 @@ from multilabel_softmax_loss.commands import deploy as deploy_module
 from multilabel_softmax_loss.commands.deploy import deploy, parse_shape
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets import proof
 
 CONVOLUTION = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" param { lr_mult: 1 } param { lr_mult: 2 }
@@ -258,12 +259,12 @@ def test_the_proof_fails_for_a_deploy_net_that_computes_something_else(tmp_path,
 
 def test_opencv_may_round_more_in_its_own_fast_convolutions_only(tmp_path, monkeypatch, capsys):
     path = image_net(tmp_path, OURS % "")
-    right = deploy_module.run_opencv
+    right = proof.run_opencv
 
     def rounding(text, model, inputs, winograd=True):
         return right(text, model, inputs, winograd) + (2e-5 if winograd else 0)
 
-    monkeypatch.setattr(deploy_module, "run_opencv", rounding)
+    monkeypatch.setattr(proof, "run_opencv", rounding)
     assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
     said = capsys.readouterr().out
     assert "in OpenCV, more than 1e-05" in said
