@@ -17,7 +17,8 @@ import argparse
 import importlib
 from typing import Any, List, Optional
 
-from .commands.child import PROGRAM, missing_package, run_in_child, run_reporting, tell
+from .commands.child import missing_package, run_in_child, run_reporting
+from .commands.terminal import PROGRAM, tell
 
 COMMANDS = {
     "train": ("commands.train", "train a net, with metrics, curves, snapshots and resuming"),

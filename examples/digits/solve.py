@@ -42,10 +42,10 @@ try:
     from google.protobuf import text_format
 
     from multilabel_softmax_loss.commands.deploy import deploy
+    from multilabel_softmax_loss.commands.history import read_history
     from multilabel_softmax_loss.commands.outputs import net_outputs
     from multilabel_softmax_loss.commands.predict import predict
     from multilabel_softmax_loss.commands.report import evaluation
-    from multilabel_softmax_loss.commands.snapshots import read_history
     from multilabel_softmax_loss.commands.train import Diverged, train
     from multilabel_softmax_loss.errors import UsageError
 except ImportError as error:

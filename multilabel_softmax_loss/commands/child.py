@@ -20,8 +20,8 @@ from typing import Any, Callable, Iterator, List
 from ..errors import UsageError
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
+from .terminal import PROGRAM, tell
 
-PROGRAM = "python -m multilabel_softmax_loss"
 CHILD = "from multilabel_softmax_loss.commands.child import child; child()"
 
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
@@ -124,11 +124,6 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     except OSError as error:  # such as a full disk
         tell(arguments.command, f"{error}.")
         return 2
-
-
-def tell(command: str, error: str) -> None:
-    """Say on the standard error what is wrong, as argparse does."""
-    print(f"{PROGRAM} {command}: error: {error}", file=sys.stderr)
 
 
 def missing_package(error: ImportError) -> str:

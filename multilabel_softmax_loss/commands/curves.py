@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..files import replacing
+
+
+class Curves:
+    """curves.png of a run, drawn anew while it goes on, but with no more than a twentieth of its time."""
+
+    def __init__(self, path: str, losses: Sequence[str], tests: Sequence[str]):
+        self.path, self.losses, self.tests = path, losses, tests
+        self.drawn, self.drawing = time.monotonic(), 0.25  # the first picture after 5 seconds
+
+    def are_old(self) -> bool:
+        return time.monotonic() - self.drawn > 30
+
+    def draw(self, rows: Sequence[Dict[str, float]], best: Optional[Dict[str, Any]], finished: bool = False) -> None:
+        """The curves of these rows, unless the last ones were drawn a moment ago and the run is not finished."""
+        begin = time.monotonic()
+        if not rows or (not finished and begin - self.drawn < 20 * self.drawing):
+            return
+        draw_curves(rows, self.losses, self.tests, best, self.path)
+        self.drawn = time.monotonic()
+        self.drawing = self.drawn - begin
 
 
 def draw_curves(

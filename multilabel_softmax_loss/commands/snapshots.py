@@ -1,8 +1,7 @@
-"""The folder of a training run: complete snapshots, the best weights, and the CSV of everything."""
+"""The folder of a training run: whose it is, its complete snapshots, and its best weights."""
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
@@ -11,12 +10,14 @@ import re
 import shutil
 import tempfile
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 
 from ..errors import UsageError
 from ..files import replacing, write_text
+from .history import read_history
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
@@ -173,6 +174,34 @@ class RunFolder:
         write_text(self.best_path, json.dumps(record, indent=1) + "\n")
 
 
+class SnapshotPrefix:
+    """The snapshot_prefix for Caffe, which takes one when it makes a solver, and tries it.
+
+    `path` leads through a link: into a temporary folder at first, so that a solver can be made, or fail, before
+    anything is written in the run's folder; then, `inside` that folder, where a snapshot is moved in one step.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> SnapshotPrefix:
+        self.outside = tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_")
+        self.link = os.path.join(self.outside.name, "link")
+        os.symlink(self.outside.name, self.link)
+        self.path = os.path.join(self.link, self.name)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.outside.cleanup()
+
+    @contextmanager
+    def inside(self, folder: str) -> Iterator[None]:
+        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=folder) as inside:
+            os.remove(self.link)
+            os.symlink(os.path.abspath(inside), self.link)
+            yield
+
+
 def iteration_of(name: str) -> int:
     match = re.search(r"_iter_(\d+)\.json$", name)
     return int(match.group(1)) if match else -1
@@ -213,60 +242,3 @@ def set_learned_net(state: str, weights: str) -> None:
     message.learned_net = weights
     with open(state, "wb") as file:
         file.write(message.SerializeToString())
-
-
-class History:
-    """The CSV of a run: a row per iteration, with the losses of its forward pass and, where there was one, the test.
-
-    Row N belongs to the weights after N iterations. On resuming from N, the rows from N on are cut off.
-    """
-
-    def __init__(self, path: str, columns: Sequence[str], iteration: int = 0):
-        self.columns = list(columns)
-        self.rows: List[Dict[str, float]] = []
-        if iteration and os.path.exists(path):
-            stored, rows = read_history(path)
-            self.rows = [row for row in rows if row["iteration"] < iteration]
-            if stored != self.columns:
-                raise UsageError(
-                    f"{path} has the columns {', '.join(stored)}; expected {', '.join(self.columns)}, as this solver "
-                    "and net have them. Choose another --out, or move the file."
-                )
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows([self.cells(row) for row in self.rows])
-        self.file = open(path, "a", newline="", encoding="utf-8", buffering=1)  # noqa: SIM115, open as long as the run
-        self.writer = csv.writer(self.file)
-
-    def cells(self, row: Dict[str, float]) -> List[str]:
-        return [format_cell(row[column]) if column in row else "" for column in self.columns]
-
-    def add(self, row: Dict[str, float]) -> None:
-        self.rows.append(row)
-        self.writer.writerow(self.cells(row))
-
-    def close(self) -> None:
-        self.file.close()
-
-    def flush(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-
-def format_cell(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
-def read_history(path: str) -> Tuple[List[str], List[Dict[str, float]]]:
-    """The columns of a history.csv, and its rows as dicts without what is empty; a torn last row is left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    columns = rows[0] if rows else []
-    result = []
-    for cells in rows[1:]:
-        if len(cells) == len(columns):
-            row = {column: float(cell) for column, cell in zip(columns, cells) if cell}
-            row["iteration"] = int(row["iteration"])
-            result.append(row)
-    return columns, result

@@ -1,0 +1,233 @@
+"""Caffe's solver as `train` drives it: the file that describes it, its seeds, and its place in the data."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import random
+import zlib
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import UsageError
+from ..nets.data_layers import check_data, period, sources
+from ..nets.python_layers import check_python_layers, python_layer_errors
+from ..nets.reading import phase_layers, read_prototxt
+from .terminal import warn
+
+NEVER = 2**31 - 1  # Caffe wants a test_interval wherever there is a test net; the tests are made here
+POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+
+
+class SolverFile(NamedTuple):
+    """A solver prototxt: its SolverParameter, and the layers of the nets it names, in Caffe's order."""
+
+    path: str
+    param: Any
+    train_layers: List[Any]
+    test_layers: List[List[Any]]
+
+
+def read_solver(path: str) -> SolverFile:
+    """Read a solver prototxt and its nets, and check them.
+
+    Raises
+    ------
+    UsageError : Caffe would find something missing or impossible, be it at the first iteration only, or never.
+    """
+    param = read_prototxt(path, "SolverParameter")
+    file = SolverFile(path, param, *solver_nets(param, path))
+    check_numbers(param, path)
+    return file
+
+
+def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
+    """The layers of the solver's train net, and of each of its test nets, in Caffe's order."""
+
+    def layers(named: Tuple[str, Any], phase: str, state: Any) -> List[Any]:
+        file, net = named
+        net = type(net).FromString(net.SerializeToString())
+        net.state.MergeFrom(state)
+        found = phase_layers(net, phase)
+        check_python_layers(found, file)
+        check_fed(net, found, file, phase)
+        check_data(found, file)
+        return found
+
+    common = [(path, param.net_param)] if param.HasField("net_param") else []
+    common = [(param.net, read_prototxt(param.net))] if param.net else common
+    trains = [(param.train_net, read_prototxt(param.train_net))] if param.train_net else common
+    trains = [(path, param.train_net_param)] if param.HasField("train_net_param") else trains
+    if not trains:
+        raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
+    tests = [*((path, net) for net in param.test_net_param), *((name, read_prototxt(name)) for name in param.test_net)]
+    tests += common * (len(param.test_iter) - len(tests))
+    states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
+    return (
+        layers(trains[0], "TRAIN", param.train_state),
+        [layers(test, "TEST", state) for test, state in zip(tests, states)],
+    )
+
+
+def check_fed(net: Any, layers: Sequence[Any], path: str, phase: str) -> None:
+    """Raise a UsageError where Input blobs, which stay all zero here, are all that feeds a net; warn where not all.
+
+    Zeros may be meant beside data, as the first state of a recurrent layer.
+    """
+    inputs = [*net.input, *(top for layer in layers if layer.type == "Input" for top in layer.top)]
+    if not inputs:
+        return
+    told = f"{path}: nothing feeds the Input blob {inputs[0]!r} of the {phase} net, which is all zeros."
+    if all(layer.type == "Input" for layer in sources(layers)):
+        raise UsageError(f"{told} Expected a layer that reads data, such as HDF5Data or Data, in place of the Input.")
+    warn("train", told)
+
+
+def check_numbers(param: Any, path: str) -> None:
+    """Raise a UsageError for numbers of a solver that Caffe would find missing or impossible late, or never."""
+    if param.max_iter <= 0:
+        raise UsageError(f"{path} has no max_iter; expected the number of iterations to train.")
+    if not param.HasField("base_lr") or not math.isfinite(param.base_lr):
+        given = f"base_lr {param.base_lr:g}" if param.HasField("base_lr") else "no base_lr"
+        raise UsageError(f"{path} has {given}; expected the learning rate to start with.")
+    if param.lr_policy not in POLICIES:
+        raise UsageError(f"{path} has lr_policy {param.lr_policy!r}; expected one of {', '.join(POLICIES)}.")
+    if param.iter_size < 1:
+        raise UsageError(f"{path} has iter_size {param.iter_size}; expected at least 1.")
+
+
+class SeededSolver:
+    """A solver of Caffe, each iteration and test of which draws from seeds of its own.
+
+    Before each iteration the seeds of Caffe, the C library, NumPy and Python are set anew from the run's seed and the
+    iteration, so that no state of theirs needs to be kept to resume. Tests and snapshots are left to the caller.
+
+    Parameters
+    ----------
+    file : what to solve.
+    prefix : the snapshot_prefix, in a folder that exists; the solver that Caffe reads is written there too.
+    seed : the run's.
+
+    Raises
+    ------
+    UsageError : a layer of the nets cannot be made, or the TRAIN net has no loss.
+    """
+
+    def __init__(self, file: SolverFile, prefix: str, seed: int):
+        self.file, self.prefix, self.seed = file, prefix, seed
+        self.caffe_solver = self.make()
+        self.net = self.caffe_solver.net
+        self.losses = loss_outputs(self.net, file.path)
+
+    def make(self) -> Any:
+        import caffe
+
+        param = type(self.file.param).FromString(self.file.param.SerializeToString())
+        param.test_initialization = False
+        param.snapshot = param.display = 0
+        param.snapshot_prefix = self.prefix
+        param.random_seed = self.seed
+        if self.file.test_layers:
+            param.test_interval = NEVER
+        path = f"{self.prefix}_solver.prototxt"
+        with open(path, "w", encoding="utf-8") as written:
+            written.write(str(param))
+        reseed(self.seed)
+        nets = filter(None, [param.net, param.train_net, *param.test_net])
+        with python_layer_errors(" or ".join(dict.fromkeys(nets)) or self.file.path):
+            return caffe.get_solver(path)
+
+    @property
+    def iteration(self) -> int:
+        return self.caffe_solver.iter
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.caffe_solver.lr)
+
+    def step(self) -> Dict[str, float]:
+        """Make one iteration; the losses of its forward pass, by name."""
+        reseed(self.seed, 0, self.iteration)
+        self.caffe_solver.step(1)
+        return {name: float(self.net.blobs[name].data) for name in self.losses}
+
+    def weighted_loss(self) -> float:
+        """The total loss that is descended, of the last forward pass."""
+        weights = self.net.blob_loss_weights
+        return sum(float(self.net.blobs[name].data.sum()) * weights[name] for name in self.net.blobs if weights[name])
+
+    def prepare_test(self, number: int) -> None:
+        """Give test net `number` the weights and the seeds of this iteration."""
+        reseed(self.seed, number + 1, self.iteration)
+        self.caffe_solver.test_nets[number].share_with(self.net)
+
+    def fast_forward(self, tests: Sequence[int], stop: Sequence[int]) -> None:
+        """Put the data of all nets where they were in this iteration, after tests at the iterations `tests`.
+
+        Gives up once `stop` is not empty.
+        """
+        moments = [(self.seed, 0, iteration) for iteration in range(self.iteration)]
+        fast_forward(self.net, self.file.train_layers, moments, self.file.param.iter_size, stop)
+        for number, net in enumerate(self.caffe_solver.test_nets):
+            moments = [(self.seed, number + 1, iteration) for iteration in tests]
+            fast_forward(net, self.file.test_layers[number], moments, self.file.param.test_iter[number], stop)
+
+
+def reseed(*key: int) -> None:
+    """Seed all that Caffe, its layers and Python layers draw from, by the run's seed and the moment in the run."""
+    import caffe
+
+    seed = zlib.crc32(repr(key).encode()) & 0x7FFFFFFF
+    caffe.set_random_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    if os.name == "posix":
+        ctypes.CDLL(None).srand(seed)  # HDF5Data shuffles by the C library's rand()
+
+
+def scalar_outputs(net: Any) -> List[str]:
+    return [name for name in net.outputs if net.blobs[name].data.size == 1]
+
+
+def loss_outputs(net: Any, path: str) -> List[str]:
+    """The scalar outputs of a training net, or, where it has none, its scalar losses."""
+    weights = net.blob_loss_weights
+    losses = [name for name in net.blobs if weights[name]]
+    if not losses:
+        raise UsageError(
+            f"The TRAIN net of {path} has no loss; expected a loss layer. One in Python needs loss_weight: 1 in it."
+        )
+    return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
+
+
+def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: Sequence[int]) -> None:
+    """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
+
+    Only the layers without bottoms run. Where all of them go round in a fixed period, whole rounds are left out.
+    Gives up once `stop` is not empty.
+    """
+    kinds = dict(zip(net.top_names, net.layers))
+    indices = [
+        index
+        for index, name in enumerate(net.top_names)
+        if not net.bottom_names[name] and kinds[name].type not in ("Input", "Parameter")
+    ]
+    by_name = {layer.name: layer for layer in layers}
+    periods = [period(by_name[name]) for index, name in enumerate(net.top_names) if index in indices]
+    if None not in periods:
+        rounds = 1
+        for length in filter(None, periods):
+            rounds = rounds * length // math.gcd(rounds, length)
+        for _ in range(len(moments) * forwards % rounds):
+            for index in indices:
+                net._forward(index, index)
+        return
+    for moment in moments:
+        if stop:
+            return
+        reseed(*moment)
+        for _ in range(forwards):
+            for index in indices:
+                net._forward(index, index)

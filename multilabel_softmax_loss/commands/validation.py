@@ -1,0 +1,122 @@
+"""The tests of a run: each TEST net with its figures, and which of them decides what weights are best."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from ..errors import NotFiniteError, UsageError, unknown_name
+from ..nets.heads import Head, find_heads
+from . import metrics
+from .solver import SeededSolver, scalar_outputs
+from .terminal import say
+
+RANKING = ("mAP", "LRAP", "coverage")
+LOWER_IS_BETTER = ("loss", "coverage", "error")
+
+
+class TestNet:
+    """A TEST net of a solver.
+
+    `columns` names its figures in the history: the means of its scalar outputs, then the metrics of its scores, where
+    it has a loss whose labels are known. They begin with "test_", or with "test0_" and so on where there are several.
+    """
+
+    __test__ = False  # this is no class of tests for pytest
+
+    def __init__(self, solver: SeededSolver, number: int, k: Optional[int]):
+        self.solver, self.number = solver, number
+        self.net = solver.caffe_solver.test_nets[number]
+        self.batches = solver.file.param.test_iter[number]
+        self.outputs = scalar_outputs(self.net)
+        self.head = find_head(self.net, solver.file.test_layers[number])
+        names = list(self.outputs)
+        if self.head is not None:
+            classes = self.net.blobs[self.head.scores].data.shape[self.head.axis]
+            self.k = min(3, classes) if k is None else k
+            if not 1 <= self.k <= classes:
+                raise UsageError(f"-k is {self.k}; expected 1 to {classes}, the number of classes.")
+            names += [*RANKING, f"CF1@{self.k}", f"OF1@{self.k}"]
+        start = "test_" if len(solver.file.test_layers) == 1 else f"test{number}_"
+        self.columns = [start + name for name in names]
+
+    def run(self, stop: Sequence[int]) -> Optional[Dict[str, float]]:
+        """The figures by column; None if the run was asked to end meanwhile.
+
+        Raises
+        ------
+        NotFiniteError : scores are not finite.
+        """
+        self.solver.prepare_test(self.number)
+        sums = np.zeros(len(self.outputs))
+        rows = []
+        for _ in range(self.batches):
+            if stop:
+                return None
+            self.net.forward()
+            sums += [float(self.net.blobs[name].data) for name in self.outputs]
+            if self.head is not None:
+                scores = self.net.blobs[self.head.scores].data
+                if not np.isfinite(scores).all():
+                    raise NotFiniteError(f"the TEST net's {self.head.scores!r} is not finite.")
+                rows.append(self.head.rows(scores, self.net.blobs[self.head.labels].data))
+        figures = list(sums / self.batches)
+        if self.head is not None:
+            truth, probs, known = (np.concatenate(parts) for parts in zip(*rows))
+            if not truth.any():
+                say(f"The TEST net's {self.head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")
+            figures += self.metrics(truth, probs, known)
+        return dict(zip(self.columns, figures))
+
+    def metrics(self, truth: np.ndarray, probs: np.ndarray, known: np.ndarray) -> List[float]:
+        """The metrics of rows as `Head.rows` makes them."""
+        ranking = metrics.ranking_metrics(truth, probs, known)
+        decisions = metrics.decision_metrics(truth, metrics.top_k(probs, self.k), known)
+        return [*(ranking[name] for name in RANKING), decisions["CF1"], decisions["OF1"]]
+
+
+def find_head(net: Any, layers: Sequence[Any]) -> Optional[Head]:
+    """The scores and labels of the loss that weighs most, of those with two classes or more; None without one."""
+    heads = [head for head in find_heads(layers) if net.blobs[head.scores].data.shape[head.axis] > 1]
+    if not heads:
+        return None
+    head = max(heads, key=lambda head: head.loss_weight)  # the first of equals
+    if len(heads) > 1:
+        say(f"The TEST net has {len(heads)} losses; the metrics are those of {head.scores!r}, by {head.activation}.")
+    return head
+
+
+class Best:
+    """The best test of a run so far, by one column of its figures; `record` says when it was, and its value."""
+
+    def __init__(self, columns: Sequence[str], chosen: Optional[str], path: str):
+        self.column = choose_column(columns, chosen, path)
+        self.record: Optional[Dict[str, Any]] = None
+
+    def update(self, values: Dict[str, float], iteration: int) -> Optional[Dict[str, Any]]:
+        """The new record if this test is better than all before it, else None."""
+        if self.column is None or not math.isfinite(values[self.column]):
+            return None
+        value = values[self.column]
+        sign = -1 if any(word in self.column.lower() for word in LOWER_IS_BETTER) else 1
+        if self.record is not None and sign * value <= sign * self.record["value"]:
+            return None
+        self.record = {"metric": self.column, "value": value, "iteration": iteration}
+        return self.record
+
+    def resume(self, record: Optional[Dict[str, Any]]) -> None:
+        """Take up what was best so far, if that was by the same column."""
+        self.record = record if record is not None and record["metric"] == self.column else None
+
+
+def choose_column(columns: Sequence[str], chosen: Optional[str], path: str) -> Optional[str]:
+    """The column of that name, with or without its "test_"; else the first mAP, or the first of all."""
+    if chosen is None:
+        return next((name for name in columns if name.endswith("_mAP")), columns[0] if columns else None)
+    shorter = [name[name.index("_") + 1 :] for name in columns]
+    for name, short in zip(columns, shorter):
+        if chosen in (name, short):
+            return name
+    raise unknown_name("test metric", chosen, shorter or ["no test net"], path)
