@@ -21,7 +21,7 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/python $(PYTEST)
 
 kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 5
-	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_train.py -k random_moments
+	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py -k random_moments
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
 	@set -e; versions="3.7 3.8 $$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10)"; \

@@ -1,8 +1,10 @@
 """Tiny data sets, nets and solvers for the tests of the commands, and how to run a command."""
 
+import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,25 @@ def weights_of(path):
 def same_weights(one, other):
     one, other = weights_of(one), weights_of(other)
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def rows_of(folder, *without):
+    with open(Path(folder) / "history.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def with_iterations(solver, iterations):
+    """The solver with another max_iter, beside it."""
+    path = Path(solver).with_name(f"solver_{iterations}.prototxt")
+    path.write_text(Path(solver).read_text().replace("max_iter: 40", f"max_iter: {iterations}"))
+    return str(path)
+
+
+def wait_for(condition, seconds=600, pause=0.01):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(pause)
 
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # before the first import of Caffe

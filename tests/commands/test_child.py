@@ -1,0 +1,158 @@
+"""The child process of a command: how it ends, by a signal, an abort or an error, and what is said of that."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from support.tiny_nets import OURS, listing, make_run, run_command
+
+from multilabel_softmax_loss.__main__ import main
+from multilabel_softmax_loss.commands.child import run_reporting
+
+# Ctrl-C as one of the command's processes comes to import a module; "" is the very beginning of that process.
+INTERRUPTING_SITE = """
+import os, signal, sys, time
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["AT_MODULE"]:
+            interrupt()
+
+def interrupt():
+    (os.killpg if os.environ["TO"] == "all" else os.kill)(command, signal.SIGINT)
+    while signal.SIGINT not in signal.sigpending():  # it waits for its turn, or ends this process here
+        time.sleep(0.001)
+
+role = "child" if "COMMAND" in os.environ else "command"
+command = int(os.environ.setdefault("COMMAND", str(os.getpid())))
+if role == os.environ["IN_PROCESS"]:
+    sys.meta_path.insert(0, Interrupting())
+    if not os.environ["AT_MODULE"]:
+        interrupt()
+"""
+
+
+@pytest.mark.parametrize(
+    "process, module", [("command", "numpy"), ("child", ""), ("child", "numpy"), ("child", "caffe._caffe")]
+)
+@pytest.mark.parametrize("to", ["all", "the command alone"])
+def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, tmp_path_factory, process, module, to):
+    make_run(tmp_path, max_iter=100000)
+    before = listing(tmp_path)
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(INTERRUPTING_SITE)
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run(
+        [sys.executable, "-m", "multilabel_softmax_loss", "train", "solver.prototxt", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "IN_PROCESS": process, "AT_MODULE": module, "TO": to},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        timeout=600,
+    )
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert listing(tmp_path) == before
+
+
+def test_ctrl_c_as_the_child_has_just_ended_changes_nothing(monkeypatch, capfd):
+    def waiting(process, flags, wait=os.waitpid):
+        ended = wait(process, flags)
+        os.kill(os.getpid(), signal.SIGINT)
+        return ended
+
+    monkeypatch.setattr(os, "waitpid", waiting)
+    assert main(["train", "absent.prototxt"]) == 2
+    assert "absent.prototxt" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_told_in_a_sentence(capsys):
+    def run(arguments):
+        raise OSError(28, "No space left on device", "scores.json")
+
+    assert run_reporting(run, argparse.Namespace(command="evaluate")) == 2
+    expected = "evaluate: error: [Errno 28] No space left on device: 'scores.json'.\n"
+    assert capsys.readouterr().err == f"python -m multilabel_softmax_loss {expected}"
+
+
+def test_a_warning_is_a_sentence_without_its_source(tmp_path):
+    solver = make_run(tmp_path, loss=OURS % '{"label_format": "indices"}', max_iter=2, test=False)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=0)
+    start = "python -m multilabel_softmax_loss train: warning: MultilabelSoftmaxLossLayer: param_str has label_format"
+    assert process.stderr.startswith(start)
+    assert process.stderr.endswith('Labels of 0 and 1 per class need label_format "dense".\n')
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        pytest.param("train_val.prototxt", '"ReLU"', '"ReLV"', "Unknown layer type: ReLV", id="layer type"),
+        pytest.param("solver.prototxt", '"Adam"', '"Adamm"', "Unknown solver type: Adamm", id="solver type"),
+    ],
+)
+def test_a_native_abort_is_a_sentence_with_caffes_reason(tmp_path, name, old, new, message):
+    make_run(tmp_path)
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
+    before = listing(tmp_path)
+    process = run_command("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=2)
+    assert process.stdout == ""
+    assert process.stderr.startswith("python -m multilabel_softmax_loss train: error: Caffe stopped, since ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert listing(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+EXITS = """import caffe, sys
+
+class Exits(caffe.Layer):
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        pytest.param(EXITS, "a Python layer called sys.exit(0) (", id="in forward"),
+        pytest.param(EXITS.replace("        pass", "        sys.exit()", 1), "called sys.exit(None) (", id="in setup"),
+        pytest.param(f"import sys; sys.exit(7)\n{EXITS}", "SystemExit: 7 (exits.py, line 1)", id="in its module"),
+        pytest.param(f"1 / 0\n{EXITS}", "ZeroDivisionError: division by zero (exits.py, line 1)", id="error"),
+        pytest.param("class Exits:\npass", "(exits.py, line 2)", id="syntax"),
+    ],
+)
+def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(tmp_path, module, message):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "exits.py").write_text(module)
+    net = tmp_path / "train_val.prototxt"
+    watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "exits" layer: "Exits" } }\n'
+    net.write_text(net.read_text() + watch)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
+    assert process.stderr.startswith("python -m multilabel_softmax_loss train: error: ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_what_nobody_foresaw_in_a_layer_is_shown_with_its_place_and_status_2(tmp_path):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "breaks.py").write_text(
+        "import caffe\nclass Breaks(caffe.Layer):\n"
+        "    def setup(self, bottom, top): pass\n    def reshape(self, bottom, top): pass\n"
+        "    def forward(self, bottom, top): self.helper()\n    def backward(self, *arguments): pass\n"
+    )
+    net = tmp_path / "train_val.prototxt"
+    watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "breaks" layer: "Breaks" } }\n'
+    net.write_text(net.read_text() + watch)
+    process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
+    assert 'breaks.py", line 5, in forward' in process.stderr
+    assert process.stderr.endswith("AttributeError: 'Breaks' object has no attribute 'helper'\n")

@@ -1,0 +1,218 @@
+"""`train --resume`: bit-identical weights, also after kill -9, wherever the run was interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_nets import (
+    OURS,
+    body,
+    listing,
+    make_labels,
+    make_run,
+    rows_of,
+    same_weights,
+    wait_for,
+    with_iterations,
+    write_lmdb,
+    write_solver,
+)
+
+from multilabel_softmax_loss.commands.solver import reseed
+from multilabel_softmax_loss.commands.train import train
+from multilabel_softmax_loss.errors import UsageError
+
+# Kills in the test that is run always; `make kill-test` makes it 20.
+KILLS = int(os.environ.get("KILLS", "5"))
+
+
+def lmdb_run(folder):
+    """A solver whose net reads two LMDBs side by side, with random crops and mirroring."""
+    rng = np.random.RandomState(1)
+    _, y = make_labels(rng, 45)
+    images = rng.randint(0, 256, (45, 1, 6, 6)).astype(np.uint8)
+    transform = "transform_param { mirror: true crop_size: 4 scale: 0.01 }"
+    net = ""
+    for top, source, rule in (
+        ("data", write_lmdb(folder / "images", images), transform),
+        ("label", write_lmdb(folder / "labels", y), ""),
+    ):
+        net += (
+            f'layer {{ name: "{top}" type: "Data" top: "{top}" {rule}\n'
+            f'  data_param {{ source: "{source}" batch_size: 8 backend: LMDB }} }}\n'
+        )
+    (folder / "net.prototxt").write_text(net + body() + OURS % "")
+    return write_solver(folder, folder / "net.prototxt")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make_run, id="shuffled HDF5 and Dropout"),
+        pytest.param(lambda folder: make_run(folder, shuffle=False, dropout=False), id="HDF5 in order"),
+        pytest.param(lambda folder: make_run(folder, solver="iter_size: 3"), id="iter_size 3"),
+        pytest.param(lambda folder: make_run(folder, solver="snapshot_format: HDF5"), id="HDF5 snapshots"),
+        pytest.param(lmdb_run, id="LMDB with random crops"),
+    ],
+)
+def test_weights_after_resuming_are_bit_identical(tmp_path, make, no_pictures):
+    solver = make(tmp_path)
+    train(solver, out=str(tmp_path / "whole"))
+    train(with_iterations(solver, 13), out=str(tmp_path / "parts"))
+    train(with_iterations(solver, 27), out=str(tmp_path / "parts"), resume=True)
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    summary = train(solver, out=str(tmp_path / "moved"), resume=True)
+    name = os.path.basename(summary["weights"])
+    if name.endswith(".h5"):
+        import h5py
+
+        with h5py.File(tmp_path / "whole" / name, "r") as one, h5py.File(summary["weights"], "r") as other:
+            assert np.array_equal(one["data/scores/0"], other["data/scores/0"])
+    else:
+        assert same_weights(tmp_path / "whole" / name, summary["weights"])
+    assert rows_of(tmp_path / "whole", "seconds") == rows_of(tmp_path / "moved", "seconds")
+
+
+def test_resuming_without_putting_the_cursor_back_would_show(tmp_path, monkeypatch, no_pictures):
+    solver = make_run(tmp_path)
+    train(solver, out=str(tmp_path / "whole"))
+    train(with_iterations(solver, 13), out=str(tmp_path / "parts"))
+    monkeypatch.setattr("multilabel_softmax_loss.commands.solver.fast_forward", lambda *arguments: None)
+    summary = train(solver, out=str(tmp_path / "parts"), resume=True)
+    assert not same_weights(tmp_path / "whole" / "tiny_iter_40.caffemodel", summary["weights"])
+
+
+def test_weights_without_axes_are_resumed(tmp_path, no_pictures):
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(net.read_text().replace('type: "ReLU"', 'type: "PReLU" prelu_param { channel_shared: true }'))
+    train(with_iterations(solver, 2), out=str(tmp_path / "run"))
+    assert train(with_iterations(solver, 4), out=str(tmp_path / "run"), resume=True)["iteration"] == 4
+
+
+KILL_LOOP = """
+import glob, os, random, re, signal, sys, time
+os.environ["GLOG_minloglevel"] = "2"
+import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
+from multilabel_softmax_loss.commands.curves import smoothed
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.commands.child import run_reporting
+from multilabel_softmax_loss.commands.train import train
+
+solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def begin():
+    child = os.fork()
+    if child == 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        status = 1
+        try:
+            try:
+                train(solver, out=out, resume=True)
+            except UsageError:                       # killed before there was anything to resume
+                train(solver, out=out)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+def newest():
+    manifests = glob.glob(os.path.join(out, "tiny_iter_*.json"))
+    return max([int(re.search("iter_([0-9]+)", name).group(1)) for name in manifests], default=-1)
+
+draw = random.Random(int(sys.argv[4]))
+for _ in range(kills):
+    child, goal = begin(), newest() + 7 * draw.randrange(10)
+    while newest() < goal:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.05))                # amid the start, a step, a test or a snapshot
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run ended by itself"
+    print(newest())
+"""
+
+
+def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path, no_pictures):
+    solver = make_run(tmp_path, snapshot=7, max_iter=1000000)
+    Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
+    loop = subprocess.run(
+        [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    newest = [int(word) for word in loop.stdout.split()]
+    assert len(newest) == KILLS
+    assert len(set(newest)) > KILLS // 3  # the kills fell into different parts of the run
+    end = newest[-1] + 20  # no sooner: how far the run came depends on the machine
+    Path(solver).write_text(Path(solver).read_text().replace("1000000", str(end)))
+    train(solver, out=str(tmp_path / "killed"), resume=True)
+    train(solver, out=str(tmp_path / "whole"))
+    for name in (f"tiny_iter_{end}.caffemodel", "best.caffemodel"):
+        assert same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    assert rows_of(tmp_path / "whole", "seconds") == rows_of(tmp_path / "killed", "seconds")
+    assert not [name for name in os.listdir(tmp_path / "killed") if name.startswith(".")]
+
+
+def test_killing_the_command_ends_its_child_and_resuming_goes_on(tmp_path):
+    solver = make_run(tmp_path, max_iter=100000, snapshot=50, test=False)
+    command = [sys.executable, "-m", "multilabel_softmax_loss", "train", solver, "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "run" / "tiny_iter_50.json").exists())
+    process.kill()
+    process.wait()
+    shortened = (tmp_path / "solver.prototxt").read_text().replace("100000", "60000")
+    (tmp_path / "solver.prototxt").write_text(shortened)
+    resumed = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stdout=subprocess.PIPE, universal_newlines=True)
+    first = resumed.stdout.readline()  # it has the lock now: the killed command's child is gone
+    assert first.startswith("Resumed run at iteration ")
+    resumed.send_signal(signal.SIGINT)
+    rest, _ = resumed.communicate()
+    assert resumed.returncode == 130
+    stopped = int(rest.split("Interrupted at iteration ")[1].split(";")[0])
+    assert (tmp_path / "run" / f"tiny_iter_{stopped}.json").exists()
+    assert len(rows_of(tmp_path / "run")) == stopped
+
+
+def test_ctrl_c_ends_the_way_back_to_the_place_in_the_data(tmp_path, monkeypatch, no_pictures):
+    solver = make_run(tmp_path)
+    train(with_iterations(solver, 13), out=str(tmp_path / "run"))
+    moments = []
+
+    def interrupting(*key, seed=reseed):
+        if len(key) == 3:
+            moments.append(key)
+            os.kill(os.getpid(), signal.SIGINT)
+        seed(*key)
+
+    monkeypatch.setattr("multilabel_softmax_loss.commands.solver.reseed", interrupting)
+    summary = train(solver, out=str(tmp_path / "run"), resume=True)
+    assert (summary["interrupted"], summary["iteration"], len(moments)) == (True, 13, 1)
+
+
+def test_another_net_does_not_resume_a_run(tmp_path, no_pictures):
+    solver = make_run(tmp_path)
+    train(solver, out=str(tmp_path / "run"))
+    before = listing(tmp_path / "run")
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(net.read_text().replace('"hidden"', '"other"'))
+    with pytest.raises(UsageError, match="has no weights for layer 'other' of .*; it has hidden, scores. A run is"):
+        train(solver, out=str(tmp_path / "run"), resume=True)
+    assert listing(tmp_path / "run") == before
+
+
+def test_the_random_seed_is_drawn_once_and_kept(tmp_path, no_pictures):
+    solver = make_run(tmp_path, random_seed=None, max_iter=None, test=False)
+    Path(solver).write_text(Path(solver).read_text() + "max_iter: 40\n")
+    train(with_iterations(solver, 3), out=str(tmp_path / "a"))
+    train(with_iterations(solver, 3), out=str(tmp_path / "b"))
+    seeds = [json.loads((tmp_path / name / "tiny_iter_3.json").read_text())["seed"] for name in "ab"]
+    assert seeds[0] != seeds[1]
+    train(with_iterations(solver, 5), out=str(tmp_path / "a"), resume=True)
+    assert json.loads((tmp_path / "a" / "tiny_iter_5.json").read_text())["seed"] == seeds[0]

@@ -1,0 +1,61 @@
+"""The tests of a run: their metrics, and which of them is best."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_nets import OURS, SIGMOID, make_labels, make_run, rows_of, write_hdf5
+
+from multilabel_softmax_loss.commands.train import Diverged, train
+
+
+def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
+    from multilabel_softmax_loss.commands.outputs import net_outputs
+    from multilabel_softmax_loss.commands.report import evaluation
+
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(net.read_text().replace("batch_size: 10", "batch_size: 37"))
+    Path(solver).write_text(Path(solver).read_text().replace("test_iter: 4", "test_iter: 1"))
+    summary = train(solver, out=str(tmp_path / "run"))
+    truth, probs, known, _ = net_outputs(str(net), summary["weights"])
+    expected = evaluation(truth, probs, known)["metrics"]["net, top 3"]
+    last = rows_of(tmp_path / "run")[-1]
+    for column, name in (("test_mAP", "mAP"), ("test_LRAP", "LRAP"), ("test_coverage", "coverage")):
+        assert float(last[column]) == pytest.approx(expected[name], rel=1e-7)
+    assert float(last["test_CF1@3"]) == pytest.approx(expected["CF1"], rel=1e-7)
+
+
+def test_best_is_by_the_chosen_metric_and_smaller_where_that_is_better(tmp_path, no_pictures):
+    solver = make_run(tmp_path)
+    summary = train(solver, out=str(tmp_path / "run"), best_by="loss")
+    tested = {int(row["iteration"]): float(row["test_loss"]) for row in rows_of(tmp_path / "run") if row["test_loss"]}
+    assert summary["best"]["metric"] == "test_loss"
+    assert summary["best"]["iteration"] == min(tested, key=tested.get)
+
+
+def test_a_test_net_that_meets_nan_first_ends_the_run_with_its_last_good_snapshot(tmp_path, no_pictures):
+    import h5py
+
+    solver = make_run(tmp_path)
+    with h5py.File(tmp_path / "test.h5", "r+") as file:
+        file["data"][35] = np.nan
+    with pytest.raises(
+        Diverged, match=r"test at iteration 0: .*scores.* has nan[^\0]*last good snapshot is kept: .*_0"
+    ):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_test_labels_without_a_positive_are_said(tmp_path, capsys, no_pictures):
+    solver = make_run(tmp_path, max_iter=3)
+    x, y = make_labels(np.random.RandomState(0), 37)
+    write_hdf5(tmp_path / "test", data=x, label=0 * y)
+    train(solver, out=str(tmp_path / "run"))
+    assert "The TEST net's 'label' holds no positive label in 40 samples: no mAP." in capsys.readouterr().out
+
+
+def test_of_two_losses_the_metrics_are_those_of_the_one_that_weighs_most(tmp_path, capsys, no_pictures):
+    second = SIGMOID.replace('"loss"', '"second"').replace("}\n", "loss_weight: 2 }\n")
+    train(make_run(tmp_path, loss=OURS % "" + second, max_iter=3), out=str(tmp_path / "run"))
+    assert "The TEST net has 2 losses; the metrics are those of 'scores', by sigmoid." in capsys.readouterr().out
+    assert rows_of(tmp_path / "run")[-1]["test_mAP"]
