@@ -153,7 +153,7 @@ def test_deployed_net_answers_for_image_files_as_for_canvases(run):
     """Eight bits per pixel change the probabilities a little."""
     folder = run(DIGITS).output / "seed5" / "softmax"
     images = [str(folder / "canvases" / f"{k}.png") for k in range(6)]
-    _, probs, _, _ = net_outputs(str(folder / "test.prototxt"), str(folder / "digits.caffemodel"))
+    probs = net_outputs(str(folder / "test.prototxt"), str(folder / "digits.caffemodel")).probs
     stored = read_canvases(folder, "test")["data"][:, 0]
     answers = predict(str(folder / "deploy.prototxt"), str(folder / "digits.caffemodel"), images, top_k=10)
     for image, answer in zip(images, answers):

@@ -189,8 +189,10 @@ def run(loss, balance, seed, iterations, source_folder, draw=True):
     weights = str(folder / "digits.caffemodel")
     shutil.copyfile(trained["weights"], weights)
 
-    threshold = best_threshold(*net_outputs(str(nets["tune"]), weights)[:2])
-    labels, probs, _, _ = net_outputs(str(nets["test"]), weights)
+    tuning = net_outputs(str(nets["tune"]), weights)
+    threshold = best_threshold(tuning.truth, tuning.probs)
+    outputs = net_outputs(str(nets["test"]), weights)
+    labels, probs = outputs.truth, outputs.probs
     metrics = measure(labels, probs, threshold)
     history = learning_curves(folder)
     report = {"loss": name, "seed": seed, "iterations": iterations, "threshold": threshold, "metrics": metrics}

@@ -8,13 +8,12 @@ from typing import Any, List, Optional
 
 from ..errors import UsageError
 from ..files import PICTURES, check_output, read_lines, write_text
-from ..nets.heads import Head
 from . import metrics
 from .arguments import add_head_arguments
 from .outputs import net_outputs
 from .pictures import draw
 from .report import as_json, evaluation, table
-from .thresholds import Thresholds, check_thresholds, read_thresholds, write_thresholds
+from .thresholds import levels_of, read_thresholds, write_thresholds
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss evaluate train_val.prototxt run/best.caffemodel \\
@@ -63,7 +62,7 @@ def run(arguments: Any) -> int:
         raise UsageError(f"{arguments.json} is the file of both --json and --tune-thresholds; expected two.")
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
-    truth, probs, known, head = net_outputs(
+    truth, log_odds, known, head = net_outputs(
         arguments.net,
         arguments.weights,
         phase=arguments.phase,
@@ -72,35 +71,25 @@ def run(arguments: Any) -> int:
         labels=arguments.labels,
         activation=arguments.activation,
     )
-    check_arguments(arguments, names, thresholds, truth.shape[1], head)
-    tuned = metrics.tune_thresholds(truth, probs, known) if arguments.tune_thresholds else None
-    report = evaluation(
-        truth,
-        probs,
-        known,
-        arguments.k or [min(3, truth.shape[1])],
-        thresholds=thresholds and thresholds.values,
-        tuned=tuned,
-        names=names,
-    )
+    check_arguments(arguments, names, truth.shape[1])
+    levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head) if thresholds else None
+    tuned = metrics.tune_thresholds(truth, log_odds, known) if arguments.tune_thresholds else None
+    ks = arguments.k or [min(3, truth.shape[1])]
+    report = evaluation(truth, log_odds, known, ks, thresholds=levels, tuned=tuned, names=names)
     report = {"net": arguments.net, "weights": arguments.weights, "probabilities": head.activation, **report}
     print(table(report))
     if tuned is not None:
-        write_thresholds(arguments.tune_thresholds, tuned, report)
+        write_thresholds(arguments.tune_thresholds, tuned, report, head)
     if arguments.json:
         write_text(arguments.json, json.dumps(as_json(report), indent=1) + "\n")
     if arguments.picture:
-        draw(report, truth, probs, known, arguments.picture)
+        draw(report, truth, log_odds, known, arguments.picture)
     return 0
 
 
-def check_arguments(
-    arguments: Any, names: Optional[List[str]], thresholds: Optional[Thresholds], classes: int, head: Head
-) -> None:
+def check_arguments(arguments: Any, names: Optional[List[str]], classes: int) -> None:
     if names is not None and len(names) != classes:
         raise UsageError(f"{arguments.classes} names {len(names)} classes; expected {classes}, as the net scores.")
-    if thresholds is not None:
-        check_thresholds(thresholds, arguments.thresholds, classes, head.activation)
     for k in arguments.k or ():
         if not 1 <= k <= classes:
             raise UsageError(f"-k is {k}; expected 1 to {classes}, the number of classes.")

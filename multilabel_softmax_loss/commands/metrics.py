@@ -1,7 +1,8 @@
-"""Multi-label metrics of class probabilities, in NumPy and scikit-learn; thresholds per class; trivial baselines.
+"""Multi-label metrics of class scores, in NumPy and scikit-learn; thresholds per class; trivial baselines.
 
-Everywhere `truth` (n, C) is boolean, n samples with C classes; `probs` (n, C) is any real score that grows with the
-belief in a class; `known` (n, C) is False where a label is unknown, or None: unknown entries count nowhere.
+Everywhere `truth` (n, C) is boolean, n samples with C classes; `scores` (n, C) is any finite score that grows with the
+belief in a class (the commands take log odds, which do not saturate); `known` (n, C) is False where a label is unknown,
+or None: unknown entries count nowhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Dict, Optional
 import numpy as np
 
 
-def average_precisions(truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray] = None) -> np.ndarray:
+def average_precisions(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None) -> np.ndarray:
     """The average precision of each class, NaN for a class without positives, where it is undefined."""
     from sklearn.metrics import average_precision_score
 
@@ -19,7 +20,7 @@ def average_precisions(truth: np.ndarray, probs: np.ndarray, known: Optional[np.
     for k in range(truth.shape[1]):
         rows = slice(None) if known is None else known[:, k]
         if truth[rows, k].any():
-            result[k] = average_precision_score(truth[rows, k], probs[rows, k])
+            result[k] = average_precision_score(truth[rows, k], scores[rows, k])
     return result
 
 
@@ -28,7 +29,7 @@ def mean_of_defined(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def label_ranking(truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray] = None) -> Dict[str, float]:
+def label_ranking(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None) -> Dict[str, float]:
     """Label-ranking average precision and coverage error, over the samples that have a label.
 
     Coverage is how far down the ranking of its classes one has to go, on average, to meet all labels of a sample.
@@ -40,28 +41,28 @@ def label_ranking(truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarr
     if not labelled.any():
         return {"LRAP": float("nan"), "coverage": float("nan")}
     if known is not None:
-        probs = np.where(known, probs, probs.min() - 1)  # behind all that is known
-    truth, probs = truth[labelled], probs[labelled]
+        scores = np.where(known, scores, -np.finfo(np.float64).max)  # behind all that is known
+    truth, scores = truth[labelled], scores[labelled]
     return {
-        "LRAP": float(label_ranking_average_precision_score(truth, probs)),
-        "coverage": float(coverage_error(truth, probs)),
+        "LRAP": float(label_ranking_average_precision_score(truth, scores)),
+        "coverage": float(coverage_error(truth, scores)),
     }
 
 
-def top_k(probs: np.ndarray, k: int) -> np.ndarray:
-    """True on the k most probable classes of each sample; of equals the first."""
-    order = np.argsort(-probs, axis=1, kind="stable")[:, :k]
-    decided = np.zeros(probs.shape, bool)
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """True on the k likeliest classes of each sample; of equals the first."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    decided = np.zeros(scores.shape, bool)
     np.put_along_axis(decided, order, True, axis=1)
     return decided
 
 
-def above(probs: np.ndarray, thresholds: Any, at_least_one: bool = False) -> np.ndarray:
-    """True where a probability reaches its class's threshold; optionally on the likeliest class if none does."""
-    decided = probs >= np.asarray(thresholds, dtype=np.float64)
+def above(scores: np.ndarray, thresholds: Any, at_least_one: bool = False) -> np.ndarray:
+    """True where a score reaches its class's threshold; optionally on the likeliest class if none does."""
+    decided = scores >= np.asarray(thresholds, dtype=np.float64)
     if at_least_one:
         empty = ~decided.any(axis=1)
-        decided[empty] = top_k(probs[empty], 1)
+        decided[empty] = top_k(scores[empty], 1)
     return decided
 
 
@@ -120,9 +121,9 @@ def ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def ranking_metrics(truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray] = None) -> Dict[str, float]:
+def ranking_metrics(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None) -> Dict[str, float]:
     """mAP over the classes that have a label, label-ranking average precision and coverage."""
-    return {"mAP": mean_of_defined(average_precisions(truth, probs, known)), **label_ranking(truth, probs, known)}
+    return {"mAP": mean_of_defined(average_precisions(truth, scores, known)), **label_ranking(truth, scores, known)}
 
 
 def baselines(truth: np.ndarray, k: int, known: Optional[np.ndarray] = None) -> Dict[str, Dict[str, float]]:
@@ -141,18 +142,18 @@ def baselines(truth: np.ndarray, k: int, known: Optional[np.ndarray] = None) -> 
 
 
 def tune_thresholds(
-    truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray] = None, block: int = 64
+    truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None, block: int = 64
 ) -> np.ndarray:
-    """For each class the threshold whose decisions, probs >= threshold, have the highest F1 on this set.
+    """For each class the threshold whose decisions, scores >= threshold, have the highest F1 on this set.
 
-    With the samples sorted by falling probability, cutting after the i-th decides for i samples, of which TP_i are
-    right, and F1_i = 2 TP_i / (i + P), P being the positives. A threshold lies half way to the next probability. Of
+    With the samples sorted by falling score, cutting after the i-th decides for i samples, of which TP_i are
+    right, and F1_i = 2 TP_i / (i + P), P being the positives. A threshold lies half way to the next score. Of
     equal F1 the highest threshold is taken; a class without positives gets infinity, which nothing reaches.
     """
     result = np.full(truth.shape[1], np.inf)
     for start in range(0, truth.shape[1], block):
         columns = slice(start, start + block)
-        part = probs[:, columns].astype(np.float64)
+        part = scores[:, columns].astype(np.float64)
         if known is not None:
             part = np.where(known[:, columns], part, -np.inf)  # sorted to the end, and no cut is made there
         order = np.argsort(-part, axis=0)

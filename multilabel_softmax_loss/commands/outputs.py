@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
 from ..nets.data_layers import batch_size, check_lengths, count_samples, sources
-from ..nets.heads import Head, choose_head
+from ..nets.heads import Head, choose_head, unsaturated
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import load_net
+
+
+class Outputs(NamedTuple):
+    """Labels and scores of every sample of a set, in order; see metrics.py. `log_odds` are those of `head`."""
+
+    truth: np.ndarray
+    log_odds: np.ndarray
+    known: np.ndarray
+    head: Head
+
+    @property
+    def probs(self) -> np.ndarray:
+        return self.head.probability(self.log_odds)
 
 
 def net_outputs(
@@ -23,16 +36,16 @@ def net_outputs(
     scores: Optional[str] = None,
     labels: Optional[str] = None,
     activation: Optional[str] = None,
-) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Head]:
-    """Labels and probabilities of every sample of the net's data, in order: (truth, probs, known, head)."""
+) -> Outputs:
+    """Labels and scores of every sample of the net's data, in order."""
     net = read_prototxt(path)
     layers = phase_layers(net, phase)
-    head = choose_head(layers, path, scores, labels, activation)
+    head = unsaturated(choose_head(layers, path, scores, labels, activation), layers)
     if head.labels is None:
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase)
-    return (*collect(load_net(net, path, phase, weights), net, head, count, path), head)
+    return Outputs(*collect(load_net(net, path, phase, weights), net, head, count, path), head)
 
 
 def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> None:
@@ -75,12 +88,12 @@ def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[n
         with running(path):
             loaded.forward()
         scores, labels = (loaded.blobs[name].data[: count - start] for name in (head.scores, head.labels))
-        if not np.isfinite(scores).all():
+        if not (scores < np.inf).all():  # -inf masks a class
             raise UsageError(f"blob {head.scores!r} is not finite for samples {start} to {start + len(scores) - 1}.")
         parts.append(head.rows(scores, labels))
-    truth, probs, known = (np.concatenate(arrays) for arrays in zip(*parts))
+    truth, log_odds, known = (np.concatenate(arrays) for arrays in zip(*parts))
     if truth.shape[1] < 2:
         raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
     if not truth.any():
         raise UsageError(f"blob {head.labels!r} holds no positive label in {count} samples; there is nothing to find.")
-    return truth, probs, known
+    return truth, log_odds, known

@@ -11,7 +11,7 @@ from ..files import replacing
 from . import metrics
 
 
-def draw(report: Dict[str, Any], truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray], path: str) -> None:
+def draw(report: Dict[str, Any], truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray], path: str) -> None:
     """Bars of the classes' average precision beside chance, and precision-recall curves."""
     import matplotlib
 
@@ -23,7 +23,7 @@ def draw(report: Dict[str, Any], truth: np.ndarray, probs: np.ndarray, known: Op
     )
     try:
         draw_bars(bars, report, truth)
-        draw_curves(curves, report, truth, probs, known)
+        draw_curves(curves, report, truth, scores, known)
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=110)
     except ValueError as error:  # a suffix that is no picture
@@ -55,7 +55,7 @@ def draw_bars(axes: Any, report: Dict[str, Any], truth: np.ndarray) -> None:
 
 
 def draw_curves(
-    axes: Any, report: Dict[str, Any], truth: np.ndarray, probs: np.ndarray, known: Optional[np.ndarray]
+    axes: Any, report: Dict[str, Any], truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray]
 ) -> None:
     from sklearn.metrics import precision_recall_curve
 
@@ -65,12 +65,12 @@ def draw_curves(
     shown = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
     if len(ranked) <= 20:
         for k in set(ranked) - set(shown.values()):
-            precision, recall, _ = precision_recall_curve(truth[known[:, k], k], probs[known[:, k], k])
+            precision, recall, _ = precision_recall_curve(truth[known[:, k], k], scores[known[:, k], k])
             axes.plot(recall, precision, color="0.85", linewidth=1, zorder=1)
-    precision, recall, _ = precision_recall_curve(truth[known], probs[known])
+    precision, recall, _ = precision_recall_curve(truth[known], scores[known])
     axes.plot(recall, precision, color="black", linewidth=2.5, label="all decisions together", zorder=3)
     for (role, k), color in zip(shown.items(), ("tab:green", "tab:blue", "tab:red")):
-        precision, recall, _ = precision_recall_curve(truth[known[:, k], k], probs[known[:, k], k])
+        precision, recall, _ = precision_recall_curve(truth[known[:, k], k], scores[known[:, k], k])
         label = f"{role} class: {report['per_class'][k]['class']} (AP {ap[k]:.3f})"
         axes.plot(recall, precision, color=color, label=label, zorder=2)
     markers = iter("osD^v*")

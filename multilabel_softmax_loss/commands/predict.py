@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UsageError, unknown_name
 from ..files import read_lines
-from ..nets.heads import find_heads
+from ..nets.heads import Head, find_heads, unsaturated
 from ..nets.proof import reference_net
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
@@ -20,7 +20,7 @@ from ..nets.weights import load_net
 from . import metrics
 from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
-from .thresholds import check_thresholds, read_thresholds
+from .thresholds import levels_of, read_thresholds
 
 BATCH = 32
 
@@ -96,48 +96,47 @@ def predict(
     recipe = find_preprocessing(weights, preprocessing)
     names = read_lines(classes, "--classes") if classes else None
     tuned = read_thresholds(thresholds) if thresholds else None
-    levels = tuned.values if tuned else threshold
-    if at_least_one and levels is None:
+    if at_least_one and threshold is None and not thresholds:
         raise UsageError("--at-least-one needs --threshold or --thresholds; the K likeliest are never none.")
     missing = [path for path in images if not os.path.isfile(path)]
     if missing:
         raise UsageError(f"{missing[0]} is no file; expected an image.")
-    loaded, output, kind = prediction_net(net, weights, scores, activation)
-    probs = run_images(loaded, output, images, recipe, net)
-    width = probs.shape[1]
+    loaded, head = prediction_net(net, weights, scores, activation)
+    log_odds = run_images(loaded, head, images, recipe, net)
+    width = log_odds.shape[1]
     names = names or (tuned and tuned.classes) or [str(k) for k in range(width)]
     if len(names) != width:
         raise UsageError(f"{classes or thresholds} names {len(names)} classes; expected {width}, as the net scores.")
-    if levels is None:
+    if tuned and thresholds:
+        decided = metrics.above(log_odds, levels_of(tuned, thresholds, width, head), at_least_one)
+    elif threshold is not None:
+        low, high = (-np.inf, np.inf) if head.activation == "none" else (0, 1)
+        if not low <= threshold <= high:
+            raise UsageError(f"--threshold is {threshold:g}; expected a number from {low} to {high}.")
+        decided = metrics.above(log_odds, head.odds_of(np.array(threshold)), at_least_one)
+    else:
         k = min(3, width) if top_k is None else top_k
         if not 1 <= k <= width:
             raise UsageError(f"--top-k is {k}; expected 1 to {width}, the number of classes.")
-        decided = metrics.top_k(probs, k)
-    else:
-        if tuned and thresholds:
-            check_thresholds(tuned, thresholds, width, kind)
-        elif threshold is not None:
-            low, high = (0, 1) if kind else (-np.inf, np.inf)  # what no layer made probabilities may be any numbers
-            if not low <= threshold <= high:
-                raise UsageError(f"--threshold is {threshold:g}; expected a number from {low} to {high}.")
-        decided = metrics.above(probs, levels, at_least_one)
+        decided = metrics.top_k(log_odds, k)
+    probs = head.probability(log_odds)
     return [
         {
             "image": image,
             "labels": [
-                {"class": names[k], "score": round(float(row[k]), 6)}
-                for k in np.argsort(-row, kind="stable")
-                if chosen[k]
+                {"class": names[k], "score": round(float(probs[row, k]), 6)}
+                for k in np.argsort(-log_odds[row], kind="stable")
+                if decided[row, k]
             ],
         }
-        for image, row, chosen in zip(images, probs, decided)
+        for row, image in enumerate(images)
     ]
 
 
 def prediction_net(
     path: str, weights: str, scores: Optional[str] = None, activation: Optional[str] = None
-) -> Tuple[Any, str, Optional[str]]:
-    """A net that takes images: (caffe.Net, its output blob, "softmax" or "sigmoid" where that is known).
+) -> Tuple[Any, Head]:
+    """A net that takes images, and its head: the scores before a last Softmax or Sigmoid, which saturates.
 
     A training net is turned into its deploy form first.
     """
@@ -148,19 +147,27 @@ def prediction_net(
         shapes = {name: (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
         net = deploy_net(net, head, shapes)
         scores = net.layer[-1].top[0]
+    keep_scores(net)
     loaded = load_net(net, path, "TEST", weights)
     outputs = list(loaded.outputs)
     if scores is not None and scores not in loaded.blobs:
         raise unknown_name("blob", scores, list(loaded.blobs), path)
     if scores is None and len(outputs) != 1:
         raise UsageError(f"{path} has {len(outputs)} outputs ({', '.join(outputs)}); choose one with --scores.")
-    output = scores or outputs[0]
-    kinds = {top: layer.type.lower() for layer in phase_layers(net, "TEST") for top in layer.top}
-    return loaded, output, kinds[output] if kinds.get(output) in ("softmax", "sigmoid") else None
+    return loaded, unsaturated(Head(scores or outputs[0], None, "none"), phase_layers(net, "TEST"))
 
 
-def run_images(net: Any, output: str, images: Sequence[str], recipe: Preprocessing, path: str) -> np.ndarray:
-    """The probabilities (images, C) of image files."""
+def keep_scores(net: Any) -> None:
+    """Have each Softmax and Sigmoid that works in place take its scores from a blob of their own."""
+    for index, layer in enumerate(net.layer):
+        if layer.type in ("Softmax", "Sigmoid") and layer.bottom[0] == layer.top[0]:
+            taken, freed = layer.top[0], f"{layer.top[0]}_before_{layer.name}"
+            for names in [layer.bottom, *(names for maker in net.layer[:index] for names in (maker.bottom, maker.top))]:
+                names[:] = [freed if name == taken else name for name in names]
+
+
+def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessing, path: str) -> np.ndarray:
+    """The log odds (images, C) of image files."""
     import cv2
     from tqdm import tqdm
 
@@ -186,10 +193,12 @@ def run_images(net: Any, output: str, images: Sequence[str], recipe: Preprocessi
         blob.data[...] = batch
         with running(path):
             net.forward()
-        probs = net.blobs[output].data.astype(np.float64)
-        if probs.size != len(batch) * probs.shape[1]:
-            raise UsageError(f"blob {output!r} has shape {probs.shape}; expected one answer per image, (N, classes).")
-        if not np.isfinite(probs).all():
-            raise UsageError(f"blob {output!r} is not finite for images {start} to {start + len(batch) - 1}.")
-        parts.append(probs.reshape(len(batch), -1))
+        scores = net.blobs[head.scores].data
+        if scores.shape[:1] != (len(batch),) or scores.size != len(batch) * scores.shape[head.axis]:
+            raise UsageError(
+                f"blob {head.scores!r} has shape {scores.shape}; expected one answer per image, (N, classes)."
+            )
+        if not (scores < np.inf).all():  # -inf masks a class
+            raise UsageError(f"blob {head.scores!r} is not finite for images {start} to {start + len(batch) - 1}.")
+        parts.append(head.log_odds(scores).reshape(len(batch), -1))
     return np.concatenate(parts)

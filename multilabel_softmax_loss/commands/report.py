@@ -17,21 +17,24 @@ COLUMNS = (
 
 def evaluation(
     truth: np.ndarray,
-    probs: np.ndarray,
+    scores: np.ndarray,
     known: Optional[np.ndarray] = None,
     ks: Any = (3,),
     thresholds: Optional[np.ndarray] = None,
     tuned: Optional[np.ndarray] = None,
     names: Optional[List[str]] = None,
 ) -> Dict[str, Any]:
-    """All figures as a dict: "metrics" of the net and of the baselines, "per_class", and what was counted."""
+    """All figures as a dict, of arrays as metrics.py takes them, and thresholds on the scale of the scores.
+
+    It holds "metrics" of the net and of the baselines, "per_class", and what was counted.
+    """
     known = None if known is None or known.all() else known
-    ranking = metrics.ranking_metrics(truth, probs, known)
-    decisions = {f"net, top {k}": metrics.top_k(probs, k) for k in ks}
+    ranking = metrics.ranking_metrics(truth, scores, known)
+    decisions = {f"net, top {k}": metrics.top_k(scores, k) for k in ks}
     if thresholds is not None:
-        decisions["net, thresholds"] = metrics.above(probs, thresholds)
+        decisions["net, thresholds"] = metrics.above(scores, thresholds)
     if tuned is not None:
-        decisions["net, tuned here"] = metrics.above(probs, tuned)
+        decisions["net, tuned here"] = metrics.above(scores, tuned)
     rows = {name: {**ranking, **metrics.decision_metrics(truth, decided, known)} for name, decided in decisions.items()}
     for k in ks:
         rows.update(metrics.baselines(truth, k, known))
@@ -39,7 +42,7 @@ def evaluation(
     names = names or [str(k) for k in range(truth.shape[1])]
     per_class: Dict[str, Any] = {
         "positives": truth.sum(axis=0),
-        "AP": metrics.average_precisions(truth, probs, known),
+        "AP": metrics.average_precisions(truth, scores, known),
     }
     for name, decided in decisions.items():
         for metric, values in metrics.precision_recall_f1(truth, decided, known).items():

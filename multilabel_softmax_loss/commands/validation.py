@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
-from ..nets.heads import Head, find_heads
+from ..nets.heads import Head, find_heads, unsaturated
 from . import metrics
 from .solver import SeededSolver, scalar_outputs
 from .terminal import say
@@ -64,22 +64,23 @@ class TestNet:
                 rows.append(self.head.rows(scores, self.net.blobs[self.head.labels].data))
         figures = list(sums / self.batches)
         if self.head is not None:
-            truth, probs, known = (np.concatenate(parts) for parts in zip(*rows))
+            truth, log_odds, known = (np.concatenate(parts) for parts in zip(*rows))
             if not truth.any():
                 say(f"The TEST net's {self.head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")
-            figures += self.metrics(truth, probs, known)
+            figures += self.metrics(truth, log_odds, known)
         return dict(zip(self.columns, figures))
 
-    def metrics(self, truth: np.ndarray, probs: np.ndarray, known: np.ndarray) -> List[float]:
+    def metrics(self, truth: np.ndarray, log_odds: np.ndarray, known: np.ndarray) -> List[float]:
         """The metrics of rows as `Head.rows` makes them."""
-        ranking = metrics.ranking_metrics(truth, probs, known)
-        decisions = metrics.decision_metrics(truth, metrics.top_k(probs, self.k), known)
+        ranking = metrics.ranking_metrics(truth, log_odds, known)
+        decisions = metrics.decision_metrics(truth, metrics.top_k(log_odds, self.k), known)
         return [*(ranking[name] for name in RANKING), decisions["CF1"], decisions["OF1"]]
 
 
 def find_head(net: Any, layers: Sequence[Any]) -> Optional[Head]:
     """The scores and labels of the loss that weighs most, of those with two classes or more; None without one."""
-    heads = [head for head in find_heads(layers) if net.blobs[head.scores].data.shape[head.axis] > 1]
+    heads = [unsaturated(head, layers) for head in find_heads(layers)]
+    heads = [head for head in heads if net.blobs[head.scores].data.shape[head.axis] > 1]
     if not heads:
         return None
     head = max(heads, key=lambda head: head.loss_weight)  # the first of equals

@@ -13,6 +13,7 @@ from ..param_str import parse_literal
 SOFTMAX_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss")
 PYTHON_LOSSES = {"MultilabelSoftmaxLossLayer": "softmax", "MultilabelSigmoidLossLayer": "sigmoid"}
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+FARTHEST = 1e300  # log odds stay finite, and so may be sorted and averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +32,52 @@ class Head:
     ignore_label: Optional[float] = None
     loss_weight: float = dataclasses.field(default=1.0, compare=False)
 
-    def probs(self, scores: np.ndarray) -> np.ndarray:
-        """The probabilities of scores, in float64."""
+    def log_odds(self, scores: np.ndarray) -> np.ndarray:
+        """How sure the net is of each class, on a scale that does not end: log p - log(1 - p), in float64.
+
+        For the sigmoid this is the score itself, for the softmax s_k - log sum_{j != k} exp s_j. Samples are ranked,
+        and compared with thresholds, on this scale, as probabilities are all 1 beyond log odds of 37, even in float64.
+        A class masked by a score of -inf has log odds of -1e300. Without an activation these are the scores as given.
+        """
         scores = scores.astype(np.float64)
         if self.activation == "none":
             return scores
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.activation == "sigmoid":
-                return 0.5 * (1 + np.tanh(0.5 * scores))  # overflows nowhere
-            exps = np.exp(scores - scores.max(axis=self.axis, keepdims=True))
-        return exps / exps.sum(axis=self.axis, keepdims=True)
+        if self.activation == "softmax":
+            best = np.expand_dims(scores.argmax(axis=self.axis), self.axis)
+            others = scores.copy()
+            np.put_along_axis(others, best, -np.inf, axis=self.axis)
+            log_others = log_sum_exp(others, self.axis)
+            first = np.take_along_axis(scores, best, axis=self.axis)
+            log_probs = scores - np.logaddexp(first, log_others)
+            np.put_along_axis(log_probs, best, -np.inf, axis=self.axis)  # all others are at most 1/2
+            scores = log_probs - np.log1p(-np.exp(log_probs))
+            np.put_along_axis(scores, best, first - log_others, axis=self.axis)
+        return np.clip(scores, -FARTHEST, FARTHEST)
+
+    def probability(self, log_odds: np.ndarray) -> np.ndarray:
+        """The probabilities of log odds, in float64; without an activation the values as given."""
+        return log_odds if self.activation == "none" else np.exp(-np.logaddexp(0, -np.asarray(log_odds, np.float64)))
+
+    def odds_of(self, probs: np.ndarray) -> np.ndarray:
+        """The log odds of probabilities, infinite for 0 and 1 (and above, which nothing reaches)."""
+        if self.activation == "none":
+            return probs
+        with np.errstate(divide="ignore"):
+            return np.where(probs < 1, np.log(probs) - np.log1p(-np.minimum(probs, 1)), np.inf)
+
+    def probs(self, scores: np.ndarray) -> np.ndarray:
+        """The probabilities of scores, in float64."""
+        return self.probability(self.log_odds(scores))
 
     def rows(self, scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A batch as (truth, probs, known), each (positions, C), as metrics.py takes them.
+        """A batch as (truth, log_odds, known), each (positions, C), as metrics.py takes them.
 
         A label above 0 is a positive, one equal to `ignore_label` unknown; positions of which all is unknown are left
         out.
         """
         axis = self.axis % scores.ndim
         classes = scores.shape[axis]
-        probs = np.moveaxis(self.probs(scores), axis, -1).reshape(-1, classes)
+        log_odds = np.moveaxis(self.log_odds(scores), axis, -1).reshape(-1, classes)
         ignore = None if self.ignore_label is None else np.float32(self.ignore_label)
         if self.label_format == "dense":
             if labels.size != scores.size:
@@ -61,7 +88,7 @@ class Head:
         else:
             truth, known = self.index_rows(labels, scores, axis, ignore)
         some = known.any(axis=1)
-        return truth[some], probs[some], known[some]
+        return truth[some], log_odds[some], known[some]
 
     def index_rows(
         self, labels: np.ndarray, scores: np.ndarray, axis: int, ignore: Optional[np.float32]
@@ -95,6 +122,34 @@ class Head:
             f"blob {self.labels!r} has shape {labels.shape}; expected {expected}, to fit blob {self.scores!r} of shape "
             f"{scores.shape}. Change num_output of the layer that makes {self.scores!r}, or the width of the labels."
         )
+
+
+def log_sum_exp(scores: np.ndarray, axis: int) -> np.ndarray:
+    """log sum_j exp s_j, with `axis` of length 1; -inf where all scores are."""
+    largest = scores.max(axis=axis, keepdims=True)
+    shifted = scores - np.where(np.isfinite(largest), largest, 0)
+    with np.errstate(divide="ignore"):
+        return largest + np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def before_activation(layers: Sequence[Any], blob: str) -> Optional[Head]:
+    """The scores that the Softmax or Sigmoid layer which makes `blob` takes; None where no such layer makes it.
+
+    A layer in place leaves no scores behind, so it counts as none.
+    """
+    makers = [layer for layer in layers if blob in layer.top]
+    if not makers or makers[-1].type not in ("Softmax", "Sigmoid") or makers[-1].bottom[0] == blob:
+        return None
+    axis = makers[-1].softmax_param.axis if makers[-1].type == "Softmax" else 1
+    return Head(makers[-1].bottom[0], None, makers[-1].type.lower(), axis)
+
+
+def unsaturated(head: Head, layers: Sequence[Any]) -> Head:
+    """The head whose scores are what a Softmax or Sigmoid layer took, where a loss takes the probabilities of that."""
+    before = before_activation(layers, head.scores) if head.activation == "none" else None
+    if before is None:
+        return head
+    return dataclasses.replace(head, scores=before.scores, activation=before.activation, axis=before.axis)
 
 
 def find_heads(layers: Sequence[Any]) -> List[Head]:

@@ -237,7 +237,7 @@ def test_trained_weights_give_the_training_nets_probabilities(tmp_path):
 
     with h5py.File(tmp_path / "test.h5", "r") as file:
         net.setInput(file["data"][:])
-    probs = net_outputs(str(tmp_path / "train_val.prototxt"), summary["weights"])[1]
+    probs = net_outputs(str(tmp_path / "train_val.prototxt"), summary["weights"]).probs
     assert net.forward() == pytest.approx(probs, abs=1e-6)
 
 

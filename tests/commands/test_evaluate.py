@@ -7,6 +7,8 @@ import re
 import h5py
 import numpy as np
 import pytest
+from scipy.special import logsumexp
+from sklearn.metrics import average_precision_score
 from support.tiny_nets import (
     CLASSES,
     OURS,
@@ -24,10 +26,10 @@ from support.tiny_nets import (
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.evaluate import add_arguments, run
 from multilabel_softmax_loss.commands.outputs import net_outputs
+from multilabel_softmax_loss.commands.report import evaluation
 from multilabel_softmax_loss.commands.thresholds import read_thresholds
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
-from multilabel_softmax_loss.nets.heads import Head
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,11 @@ def trained(tmp_path_factory):
     return folder
 
 
+def log_odds_of_softmax(scores):
+    others = [logsumexp(np.delete(scores, k, axis=1), axis=1) for k in range(scores.shape[1])]
+    return scores - np.stack(others, axis=1)
+
+
 def evaluate(folder, *words):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -45,12 +52,12 @@ def evaluate(folder, *words):
 
 
 def test_every_sample_counts_once_and_in_order(trained):
-    truth, probs, known, _ = net_outputs(str(trained / "train_val.prototxt"), str(trained / "run" / "best.caffemodel"))
+    outputs = net_outputs(str(trained / "train_val.prototxt"), str(trained / "run" / "best.caffemodel"))
     with h5py.File(trained / "test.h5", "r") as file:
-        assert np.array_equal(truth, file["label"][:] > 0)
-    assert len(truth) == 37  # batches of 10
-    assert probs.sum(axis=1) == pytest.approx(np.ones(37))
-    assert known.all()
+        assert np.array_equal(outputs.truth, file["label"][:] > 0)
+    assert len(outputs.truth) == 37  # batches of 10
+    assert outputs.probs.sum(axis=1) == pytest.approx(np.ones(37))
+    assert outputs.known.all()
 
 
 def test_shuffled_training_data_are_read_in_order_too(trained):
@@ -122,68 +129,57 @@ def test_a_class_without_positives_is_said_counted_and_left_out(trained, tmp_pat
     assert read_thresholds(str(tmp_path / "t.json")).values[2] == np.inf
 
 
-SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
+def test_a_sigmoid_net_is_evaluated_by_its_sigmoid(tmp_path):
+    summary = train(make_run(tmp_path, loss=SIGMOID, max_iter=3, test=False))
+    outputs = net_outputs(str(tmp_path / "train_val.prototxt"), summary["weights"])
+    assert outputs.head.activation == "sigmoid"
+    assert not np.allclose(outputs.probs.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize(
-    "head, scores, labels, truth, known",
+    "loss, ranked",
     [
+        pytest.param(SIGMOID, lambda scores: scores, id="sigmoid"),
+        pytest.param(OURS % "", log_odds_of_softmax, id="softmax"),
         pytest.param(
-            Head("s", "l", "softmax", label_format="indices"),
-            SCORES[:2],
-            [[0, 5, 5], [2, -1, -1]],
-            [[1, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]],
-            np.ones((2, 6)),
-            id="indices",
-        ),
-        pytest.param(
-            Head("s", "l", "softmax", label_format="class", ignore_label=255),
-            SCORES[:3],
-            [3, 255, 0],
-            [[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]],
-            np.ones((2, 6)),
-            id="one class, one ignored",
-        ),
-        pytest.param(
-            Head("s", "l", "sigmoid", ignore_label=-1),
-            SCORES[:2],
-            [[1, 0, -1, 0.5, 0, 0], [-1] * 6],
-            [[1, 0, 0, 1, 0, 0]],
-            [[1, 1, 0, 1, 1, 1]],
-            id="unknown entries",
-        ),
-        pytest.param(
-            Head("s", "l", "softmax"),
-            SCORES.reshape(2, 3, 2, 2),
-            np.eye(3, 4).reshape(1, 3, 2, 2).repeat(2, axis=0),
-            [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]] * 2,
-            np.ones((8, 3)),
-            id="positions of an image",
-        ),
-        pytest.param(
-            Head("s", "l", "softmax"), SCORES[:1], np.eye(1, 6).reshape(1, 6, 1, 1), np.eye(1, 6), np.ones((1, 6)),
-            id="labels with axes of 1",
+            'layer { name: "p" type: "Softmax" bottom: "scores" top: "p" }\n'
+            'layer { name: "loss" type: "EuclideanLoss" bottom: "p" bottom: "label" top: "loss" }\n',
+            log_odds_of_softmax,
+            id="probabilities as scores",
         ),
     ],
-)  # fmt: skip
-def test_labels_of_all_formats_are_read(head, scores, labels, truth, known):
-    found_truth, probs, found_known = head.rows(scores, np.asarray(labels, dtype=np.float32))
-    assert np.array_equal(found_truth, np.array(truth, bool))
-    assert np.array_equal(found_known, np.array(known, bool))
-    assert probs.shape == found_truth.shape
+)
+def test_saturated_scores_are_ranked_as_scikit_learn_ranks_them(trained, tmp_path, loss, ranked):
+    import caffe
+
+    (tmp_path / "net.prototxt").write_text((trained / "train_val.prototxt").read_text().replace(OURS % "", loss))
+    net = caffe.Net(str(tmp_path / "net.prototxt"), str(trained / "run" / "best.caffemodel"), caffe.TEST)
+    net.params["scores"][0].data[...] *= 20000
+    net.save(str(tmp_path / "scaled.caffemodel"))
+    words = {"scores": "p", "labels": "label", "activation": "none"} if "Euclidean" in loss else {}
+    outputs = net_outputs(str(tmp_path / "net.prototxt"), str(tmp_path / "scaled.caffemodel"), **words)
+    assert np.isin(outputs.probs, [0, 1]).mean() > 0.9
+    scores = []
+    for _ in range(4):
+        net.forward()
+        scores.append(net.blobs["scores"].data.astype(np.float64))
+    expected = average_precision_score(outputs.truth, ranked(np.concatenate(scores)[:37]))
+    found = evaluation(outputs.truth, outputs.log_odds, outputs.known)["metrics"]["net, top 3"]
+    assert found["mAP"] == pytest.approx(expected, rel=1e-12)
+    assert found["mAP"] > 1.1 * average_precision_score(outputs.truth, outputs.probs)
 
 
-def test_probabilities_are_softmax_and_sigmoid_of_any_scores():
-    scores = np.array([[1e4, 0, -1e4]], np.float32)
-    assert Head("s", None, "softmax").probs(scores).tolist() == [[1, 0, 0]]
-    assert Head("s", None, "sigmoid").probs(scores).tolist() == [[1, 0.5, 0]]
-
-
-def test_a_sigmoid_net_is_evaluated_by_its_sigmoid(tmp_path):
-    summary = train(make_run(tmp_path, loss=SIGMOID, max_iter=3, test=False))
-    _, probs, _, head = net_outputs(str(tmp_path / "train_val.prototxt"), summary["weights"])
-    assert head.activation == "sigmoid"
-    assert not np.allclose(probs.sum(axis=1), 1)
+def test_a_file_of_thresholds_that_contradicts_itself_is_refused(trained, tmp_path):
+    weights = trained / "run" / "best.caffemodel"
+    evaluate(trained, weights, "--tune-thresholds", tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    content["thresholds"][2] = 0.123
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match='"log_odds" that are not those of its "thresholds"; delete the "log_odds"'):
+        evaluate(trained, weights, "--thresholds", tmp_path / "t.json")
+    del content["log_odds"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert evaluate(trained, weights, "--thresholds", tmp_path / "t.json") == 0
 
 
 def test_the_blobs_can_be_named_for_a_loss_that_is_not_known(trained, tmp_path):

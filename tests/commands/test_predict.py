@@ -6,9 +6,11 @@ import re
 import cv2
 import numpy as np
 import pytest
-from support.tiny_nets import CLASSES, OURS, inner_product, listing, poisoned, run_command, write_hdf5
+from support.tiny_nets import CLASSES, OURS, SIGMOID, inner_product, listing, poisoned, run_command, write_hdf5
 
+from multilabel_softmax_loss.commands import metrics
 from multilabel_softmax_loss.commands.deploy import deploy
+from multilabel_softmax_loss.commands.outputs import net_outputs
 from multilabel_softmax_loss.commands.predict import predict
 from multilabel_softmax_loss.commands.preprocessing import Preprocessing, from_layer, write_preprocessing
 from multilabel_softmax_loss.errors import UsageError
@@ -83,6 +85,36 @@ def test_top_k_threshold_and_thresholds_per_class(folder):
     assert (
         list(scores_of(predict("deploy.prototxt", "net.caffemodel", ["a.png"], thresholds="t.json")[0])) == order[4:5]
     )
+
+
+@pytest.mark.parametrize("loss", [pytest.param(OURS % "", id="softmax"), pytest.param(SIGMOID, id="sigmoid")])
+def test_predict_decides_as_evaluate_where_probabilities_are_all_0_or_1(folder, loss):
+    import caffe
+
+    rng = np.random.RandomState(1)
+    pixels = rng.randint(0, 256, (20, 4, 5, 3)).astype(np.uint8)
+    names = [f"image{k}.png" for k in range(20)]
+    for name, image in zip(names, pixels):
+        cv2.imwrite(name, image)
+    data = (pixels.transpose(0, 3, 1, 2) - np.float32(RECIPE["mean"]).reshape(3, 1, 1)) * np.float32(RECIPE["scale"])
+    write_hdf5("images", data=data, label=(rng.rand(20, CLASSES) < 0.4).astype(np.float32))
+    net = (folder / "train_val.prototxt").read_text().replace(OURS % "", loss)
+    (folder / "train_val.prototxt").write_text(net)
+    scaled = caffe.Net("train_val.prototxt", "net.caffemodel", caffe.TEST)
+    scaled.params["scores"][0].data[...] *= 5000
+    scaled.save("scaled.caffemodel")
+    run_command("evaluate", "train_val.prototxt", "scaled.caffemodel", "--tune-thresholds", "t.json", folder=folder)
+    outputs = net_outputs("train_val.prototxt", "scaled.caffemodel")
+    assert np.isin(outputs.probs, [0, 1]).mean() > 0.9
+    tuned = metrics.tune_thresholds(outputs.truth, outputs.log_odds)
+    assert metrics.decision_metrics(outputs.truth, outputs.log_odds >= tuned)["OF1"] > 0.6
+    assert deploy("train_val.prototxt", "deploy.prototxt", "scaled.caffemodel") == 0
+    in_place = (folder / "deploy.prototxt").read_text().replace('"prob"', '"scores"')
+    (folder / "in_place.prototxt").write_text(in_place)
+    for net in ("train_val.prototxt", "deploy.prototxt", "in_place.prototxt"):
+        answers = predict(net, "scaled.caffemodel", names, thresholds="t.json")
+        found = [[k in scores_of(answer) for k in range(CLASSES)] for answer in answers]
+        assert np.array_equal(found, outputs.log_odds >= tuned)
 
 
 def test_at_least_one_never_gives_an_empty_answer(folder):
