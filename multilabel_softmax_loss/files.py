@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
+import stat
 import tempfile
 from contextlib import contextmanager
 from typing import Iterable, Iterator, List, Optional, Sequence
@@ -37,9 +39,10 @@ PICTURES = (".png", ".pdf", ".svg", ".jpg")
 def replacing(path: str) -> Iterator[str]:
     """A temporary name beside `path`; what is there when all went well takes the place of `path` at once.
 
-    Ctrl-C and SIGTERM wait meanwhile.
+    Ctrl-C and SIGTERM wait meanwhile. A file that was there keeps its permissions, and a symbolic link stays one.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
     stem, suffix = os.path.splitext(name)
     with blocked():
         try:
@@ -49,22 +52,39 @@ def replacing(path: str) -> Iterator[str]:
         os.close(handle)
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
+            os.chmod(temporary, permissions(target))  # mkstemp makes files for their owner only
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
+
+
+def permissions(path: str) -> int:
+    """Those of a file; where there is none, those that a new one gets."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+def same_file(one: Optional[str], other: Optional[str]) -> bool:
+    """Whether two names mean one file, through links and however they are written; also of files yet to be made."""
+    if one is None or other is None:
+        return False
+    return os.path.realpath(one) == os.path.realpath(other) or (
+        os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+    )
 
 
 def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
     """Say before the work, not after it, that a file cannot be written, or is not of the `kinds` (its suffixes)."""
     if path is None:
         return
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.path.isdir(folder):
         raise UsageError(f"{path} cannot be written; expected a file name in a folder that exists.")
     if not os.access(folder, os.W_OK):
@@ -78,15 +98,33 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
+def cannot_be_read(path: str, named_by: Optional[str], error: Exception) -> UsageError:
+    """What to tell of a file that cannot be opened: who named it, where it was looked for, and what is there."""
+    reason = getattr(error, "strerror", None) or error  # a ValueError, for a NUL byte in the name, has none
+    shown = path if path.isprintable() and path else repr(path)
+    text = f"{shown}{f' ({named_by})' if named_by else ''} cannot be read: {reason}."
+    if not path or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return UsageError(text)
+    folder, name = os.path.split(os.path.abspath(path))
+    if os.path.isdir(folder):
+        nearest = difflib.get_close_matches(name, os.listdir(folder), n=1, cutoff=0.8)
+        text += f" Did you mean {os.path.join(os.path.dirname(path), nearest[0])!r}?" if nearest else ""
+    else:
+        text += f" There is no folder {folder}."
+    if not os.path.isabs(path):
+        text += f" Paths count from the folder where you start, {os.getcwd()}."
+    return UsageError(text)
+
+
 def read_lines(path: str, what: str) -> List[str]:
-    """The lines of a text file, empty ones left out."""
+    """The lines of a text file, empty ones and a byte order mark left out."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
-    except OSError as error:
-        raise UsageError(f"{path} ({what}) cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} ({what}) is no text file.") from error
+    except (OSError, ValueError) as error:
+        raise cannot_be_read(path, what, error) from error
     lines = [line for line in lines if line]
     if not lines:
         raise UsageError(f"{path} ({what}) is empty.")

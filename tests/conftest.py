@@ -41,6 +41,8 @@ NEEDS_CAFFE = [
     "commands/test_train.py",
     "commands/test_validation.py",
     "gradient_check/test_layer.py",
+    "nets/test_reading.py",
+    "nets/test_upgrade.py",
     "support/caffe_nets.py",
     "test_examples.py",
     "test_in_caffe.py",

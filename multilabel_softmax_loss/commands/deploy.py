@@ -8,7 +8,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..files import check_output, write_text
+from ..files import check_output, same_file, write_text
 from ..nets.proof import TOLERANCE, Proof, prove, reference_net
 from ..nets.reading import read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, input_names
@@ -41,7 +41,7 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     out = arguments.out or os.path.join(os.path.dirname(arguments.net), "deploy.prototxt")
     check_output(out, (".prototxt", ".txt"))
-    if os.path.abspath(out) == os.path.abspath(arguments.net):
+    if same_file(out, arguments.net):
         raise UsageError(f"--out {out} is the training net itself; choose another name.")
     shape = parse_shape(arguments.input_shape) if arguments.input_shape else None
     return deploy(

@@ -52,17 +52,20 @@ def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
         net.state.MergeFrom(state)
         found = phase_layers(net, phase)
         check_python_layers(found, file)
-        check_fed(net, found, file, phase)
+        check_fed(found, file, phase)
         check_data(found, file)
         return found
 
+    def read(name: str, field: str) -> Tuple[str, Any]:
+        return name, read_prototxt(name, named_by=f"{field} of {path}")
+
     common = [(path, param.net_param)] if param.HasField("net_param") else []
-    common = [(param.net, read_prototxt(param.net))] if param.net else common
-    trains = [(param.train_net, read_prototxt(param.train_net))] if param.train_net else common
+    common = [read(param.net, "net")] if param.net else common
+    trains = [read(param.train_net, "train_net")] if param.train_net else common
     trains = [(path, param.train_net_param)] if param.HasField("train_net_param") else trains
     if not trains:
         raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
-    tests = [*((path, net) for net in param.test_net_param), *((name, read_prototxt(name)) for name in param.test_net)]
+    tests = [*((path, net) for net in param.test_net_param), *(read(name, "test_net") for name in param.test_net)]
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
     return (
@@ -71,12 +74,12 @@ def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
     )
 
 
-def check_fed(net: Any, layers: Sequence[Any], path: str, phase: str) -> None:
+def check_fed(layers: Sequence[Any], path: str, phase: str) -> None:
     """Raise a UsageError where Input blobs, which stay all zero here, are all that feeds a net; warn where not all.
 
     Zeros may be meant beside data, as the first state of a recurrent layer.
     """
-    inputs = [*net.input, *(top for layer in layers if layer.type == "Input" for top in layer.top)]
+    inputs = [top for layer in layers if layer.type == "Input" for top in layer.top]
     if not inputs:
         return
     told = f"{path}: nothing feeds the Input blob {inputs[0]!r} of the {phase} net, which is all zeros."

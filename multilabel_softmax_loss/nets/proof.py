@@ -92,8 +92,7 @@ def reference_net(
             for layer in ancestors(phase_layers(net, "TEST"), head.scores)
             if layer.bottom or layer.type == "Parameter"
         ]
-        for field in ("layer", "input", "input_dim", "input_shape"):
-            reference.ClearField(field)
+        reference.ClearField("layer")
         entry = reference.layer.add(name=names[0], type="Input", top=names)
         entry.input_param.shape.add(dim=shape)
         reference.layer.extend(layers)

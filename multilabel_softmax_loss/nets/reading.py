@@ -1,39 +1,71 @@
-"""Prototxt files read, and the layers of a phase."""
+"""Prototxt files read, in any format that Caffe reads, and the layers of a phase."""
 
 from __future__ import annotations
 
+import codecs
 import os
-from typing import Any, List
+from typing import Any, List, Optional
 
 from ..errors import UsageError
+from ..files import cannot_be_read
+from .upgrade import upgrade_net, upgrade_solver
+
+KINDS = {"NetParameter": "a net", "SolverParameter": "a solver"}
 
 
-def read_prototxt(path: str, kind: str = "NetParameter") -> Any:
-    """The message of `kind` that a prototxt file holds."""
+def read_prototxt(path: str, kind: str = "NetParameter", named_by: Optional[str] = None) -> Any:
+    """The message of `kind`, "NetParameter" or "SolverParameter", that a prototxt file holds, in Caffe 1.0's format.
+
+    Raises
+    ------
+    UsageError : it cannot be read, which says where its name came from (`named_by`), or it holds something else.
+    """
     quiet_caffe()
+    text = read_text(path, named_by)
+    message = parse(text, path, kind)
+    if kind == "SolverParameter":
+        upgrade_solver(message, path)
+    else:
+        upgrade_net(message, path)
+        if not message.layer:
+            raise UsageError(f"{path} has no layers; expected a net.")
+    return message
+
+
+def read_text(path: str, named_by: Optional[str]) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except (OSError, ValueError) as error:
+        raise cannot_be_read(path, named_by, error) from error
+    if content.startswith(codecs.BOM_UTF8):
+        raise UsageError(
+            f"{path} begins with a byte order mark, which Caffe cannot read; save it as UTF-8 without one (in the "
+            "editor 'UTF-8', not 'UTF-8 with BOM')."
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text file; expected a prototxt.") from error
+
+
+def parse(text: str, path: str, kind: str) -> Any:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
     message = getattr(caffe_pb2, kind)()
     try:
-        with open(path, encoding="utf-8") as file:
-            text_format.Merge(file.read(), message)
-    except OSError as error:
-        raise UsageError(f"{path or repr(path)} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text file; expected a prototxt.") from error
-    except text_format.ParseError as error:
+        text_format.Merge(text, message)
+    except (text_format.ParseError, RecursionError) as error:
+        for other in KINDS:
+            try:
+                text_format.Merge(text, getattr(caffe_pb2, other)())
+            except (text_format.ParseError, RecursionError):
+                continue
+            hint = f': one with net: "{path}" in it' if kind == "SolverParameter" else ", such as its net: names"
+            raise UsageError(f"{path} is {KINDS[other]}; expected {KINDS[kind]}{hint}.") from error
         raise UsageError(f"{path} is no {kind} in text form: line {error}") from error
-    if kind == "NetParameter":
-        check_net(message, path)
     return message
-
-
-def check_net(net: Any, path: str) -> None:
-    if net.layers:
-        raise UsageError(f"{path} has layers {{ }} of Caffe's old format; expected layer {{ }}, as Caffe 1.0 writes.")
-    if not net.layer:
-        raise UsageError(f"{path} has no layers; expected a net.")
 
 
 def phase_layers(net: Any, phase: str) -> List[Any]:

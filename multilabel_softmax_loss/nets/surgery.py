@@ -32,7 +32,7 @@ def input_names(net: Any, head: Head) -> List[str]:
     """The blobs that the data layers bring and the scores depend on."""
     kept = ancestors(phase_layers(net, "TEST"), head.scores)
     used = {bottom for layer in kept for bottom in layer.bottom}
-    return [top for top in (*net.input, *(top for layer in sources(kept) for top in layer.top)) if top in used]
+    return [top for layer in sources(kept) for top in layer.top if top in used]
 
 
 def deploy_net(net: Any, head: Head, shapes: Dict[str, Tuple[int, ...]]) -> Any:

@@ -312,7 +312,7 @@ def test_the_loss_of_the_train_phase_serves_where_the_test_phase_has_none(tmp_pa
         pytest.param(("", ""), {"weights": "nan.caffemodel"}, "that are not finite", id="nan in the weights"),
         pytest.param(("", ""), {"scores": "scor"}, "has no blob 'scor'; did you mean 'scores'?", id="blob name"),
         pytest.param(('"Python"', '"Silence"'), {}, "has no loss layer known here", id="no loss"),
-        pytest.param(("layer {", "layers { type: RELU } layer {"), {}, "old format", id="old format"),
+        pytest.param(("layer {", "layers { type: RELU } layer {"), {}, "old format", id="two formats"),
         pytest.param(("num_output", "num_outputs"), {}, 'has no field named "num_outputs"', id="not a net"),
     ],
 )

@@ -72,7 +72,12 @@ def test_quiet_when_piped(tmp_path):
     [
         pytest.param({"solver.prototxt": None}, (), "solver.prototxt cannot be read: No such file", id="no solver"),
         pytest.param({"solver.prototxt": "nett: 1"}, (), 'SolverParameter" has no field named "nett"', id="foreign"),
-        pytest.param({"solver.prototxt": 'net: "n.prototxt" max_iter: 1'}, (), "n.prototxt cannot", id="no net"),
+        pytest.param(
+            {"solver.prototxt": 'net: "n.prototxt" max_iter: 1'},
+            (),
+            "n.prototxt (net of solver.prototxt) cannot",
+            id="no net",
+        ),
         pytest.param(
             {"train_val.prototxt": ("LossLayer", "Loss")},
             (),
