@@ -34,8 +34,8 @@ test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the ne
 fuzz: environment   ## draw 14,000 new cases for the claims that hold for every input
 	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/losses/test_properties.py
 
-bench: environment  ## time the layers beside native ones; TORCH_PYTHON=... adds PyTorch
-	.venv/bin/python examples/benchmark/benchmark.py $(if $(TORCH_PYTHON),--torch $(TORCH_PYTHON))
+bench: environment  ## time the layers beside native ones; TORCH_PYTHON=... adds PyTorch, WRITE=1 writes the tables here
+	.venv/bin/python examples/benchmark/benchmark.py $(if $(TORCH_PYTHON),--torch $(TORCH_PYTHON)) $(if $(WRITE),--write)
 
 zoo: environment    ## the gradient checker on layers with planted defects, beside Caffe's criterion
 	.venv/bin/python examples/gradient_check/zoo.py

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -108,18 +109,104 @@ def test_example_has_the_usual_files_and_trains(example, run):
     assert list(run(example).output.rglob("*.caffemodel"))
 
 
-def test_the_benchmark_times_every_contender_and_draws(tmp_path):
-    script = EXAMPLES / "benchmark" / "benchmark.py"
-    arguments = ["--shapes", "64x20", "--seconds", "0.01", "--threads", "1", "--output", str(tmp_path)]
-    printed = subprocess.run([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    results = read(tmp_path / "benchmark.json")
-    times = results["microseconds"]["64x20"]
-    assert {"SoftmaxWithLoss", "SigmoidCrossEntropyLoss"} <= set(times)
-    for name, measured in times.items():
-        assert 0 < measured["min"] <= measured["median"]
-        assert name in printed.stdout
-    assert all(peak >= 0 for peak in results["peak memory"]["64x20"].values())
-    assert_shows_something(tmp_path / "benchmark.png")
+# The benchmark
+
+
+@pytest.fixture(scope="session")
+def benchmark_modules():
+    sys.path.insert(0, str(EXAMPLES / "benchmark"))
+    modules = {name: importlib.import_module(name) for name in ("benchmark", "report")}
+    sys.path.remove(str(EXAMPLES / "benchmark"))
+    return modules
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory):
+    """A function that runs the benchmark briefly: what it printed. Its `output` is the folder it writes into."""
+    output = tmp_path_factory.mktemp("benchmark")
+
+    def run(*arguments):
+        script = EXAMPLES / "benchmark" / "benchmark.py"
+        usual = ["--shapes", "64x20", "--seconds", "0.01", "--threads", "1", "--output", str(output)]
+        return subprocess.run([sys.executable, str(script), *usual, *arguments], capture_output=True, text=True)
+
+    run.output = output
+    return run
+
+
+@pytest.fixture(scope="session")
+def benchmark(bench):
+    process = bench()
+    assert (process.returncode, process.stderr) == (0, "")
+    return SimpleNamespace(results=read(bench.output / "benchmark.json"), stdout=process.stdout, output=bench.output)
+
+
+def test_the_benchmark_times_every_contender_in_both_regimes_and_states(benchmark):
+    times = benchmark.results["shapes"]["64x20"]
+    cells = {(regime, state): times[regime][state] for regime in times for state in times[regime]}
+    assert set(cells) == {(r, s) for r in ("in training", "back to back") for s in ("untrained", "trained")}
+    for measured in cells.values():
+        assert set(measured) == {
+            *(f"ours, {name}, 1 thread" for name in ("softmax", "softmax, several labels", "sigmoid")),
+            *(f"{name}, 1 thread" for name in ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "loop layer")),
+            "ours, softmax without numba, 1 thread",
+        }
+        for name, entry in measured.items():
+            assert 0 < entry["min"] <= entry["median"]
+            assert name in benchmark.stdout
+    assert_shows_something(benchmark.output / "benchmark.png")
+
+
+def test_the_benchmark_says_how_long_it_takes_and_goes_on_where_it_was(benchmark, bench, benchmark_modules):
+    assert re.match(r"About \d+ minutes, .* a table follows for each of 1 shapes\.\n", benchmark.stdout)
+    assert not (bench.output / "unfinished.json").exists()
+    settings = benchmark_modules["benchmark"].settings_of(SimpleNamespace(seconds=0.01, torch=None), 1)
+    unfinished = {"settings": settings, "shapes": benchmark.results["shapes"]}
+    (bench.output / "unfinished.json").write_text(json.dumps(unfinished))
+    again = bench()
+    assert again.stdout.startswith(f"Going on from {bench.output / 'unfinished.json'}: 64x20 measured already.\n")
+    assert read(bench.output / "benchmark.json") == benchmark.results
+
+
+def test_the_benchmark_starts_anew_where_the_sources_have_changed(benchmark, benchmark_modules):
+    module = benchmark_modules["benchmark"]
+    path = benchmark.output / "unfinished.json"
+    path.write_text(json.dumps({"settings": {"sources": "a"}, "shapes": {"64x20": {}}}))
+    assert module.read_unfinished(path, {"sources": "a"}) == {"64x20": {}}
+    assert module.read_unfinished(path, {"sources": "b"}) == {}
+    path.write_text('{"settings": ')  # torn
+    assert module.read_unfinished(path, {"sources": "a"}) == {}
+    path.unlink()
+    assert module.read_unfinished(path, {"sources": "a"}) == {}
+
+
+def test_the_benchmark_fills_its_tables_into_the_readmes(benchmark, benchmark_modules, tmp_path):
+    (tmp_path / "examples" / "benchmark").mkdir(parents=True)
+    for name in ("README.md", "examples/benchmark/README.md"):
+        (tmp_path / name).write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nafter\n")
+    benchmark_modules["report"].write_readmes(benchmark.results, tmp_path)
+    table = (tmp_path / "README.md").read_text()
+    times = benchmark.results["shapes"]["64x20"]["in training"]["trained"]
+    ratio = times["loop layer, 1 thread"]["median"] / times["ours, softmax, 1 thread"]["median"]
+    assert f" | {ratio:.3g}x |\n<!-- end of speed -->\nafter\n" in table
+    assert "old" not in table
+    everything = (tmp_path / "examples" / "benchmark" / "README.md").read_text()
+    assert benchmark.stdout.split("\n\n")[1].split("\n(")[0] in everything
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (59.1e-6, "59.1 us"),
+        (9.99e-7, "1.00 us"),
+        (0.99951e-3, "1.00 ms"),
+        (426e-6, "426 us"),
+        (0.0235, "23.5 ms"),
+        (235, "235 s"),
+    ],
+)
+def test_times_have_three_digits_and_a_unit_that_fits(benchmark_modules, seconds, text):
+    assert benchmark_modules["report"].duration(seconds) == text
 
 
 @pytest.mark.parametrize("loss", LOSSES)
