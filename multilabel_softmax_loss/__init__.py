@@ -19,12 +19,12 @@ __all__ = [
 
 # Loaded on demand, so that importing the package never needs Caffe, and takes a command no time.
 ON_DEMAND = {
-    "GradientReport": "gradient_check.function",
+    "GradientReport": "gradient_check.report",
     "MultilabelSigmoidLossLayer": "layers",
     "MultilabelSoftmaxLossLayer": "layers",
     "SigmoidOptions": "losses.options",
     "SoftmaxOptions": "losses.options",
-    "assert_gradient": "gradient_check.function",
+    "assert_gradient": "gradient_check.report",
     "check_function": "gradient_check.function",
     "check_layer": "gradient_check.layer",
     "check_net": "gradient_check.net",

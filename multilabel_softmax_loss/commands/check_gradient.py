@@ -10,8 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Dict, Iterator, Sequence
 
 from ..errors import UsageError
-from ..gradient_check.function import BUDGET, TOLERANCE
-from ..gradient_check.net import KINDS, check_net
+from ..gradient_check.fill import KINDS
+from ..gradient_check.net import check_net
+from ..gradient_check.report import BUDGET, TOLERANCE
 
 EXAMPLE = """\
 example:

@@ -17,16 +17,15 @@ import numpy as np
 
 from ..nets.python_layers import find_class
 from ..nets.reading import quiet_caffe
-from .function import (
+from .diagnosis import factor_names
+from .judgement import Measurement, measure
+from .report import (
     BUDGET,
     TOLERANCE,
     Finding,
     GradientReport,
-    Measurement,
     check_numbers,
     checked_array,
-    factor_names,
-    measure,
     report_of,
 )
 from .runners import CaffeRunner, Spec, StandInRunner, TopWithoutShape, flat

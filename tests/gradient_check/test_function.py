@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from multilabel_softmax_loss import GradientReport, assert_gradient, check_function
-from multilabel_softmax_loss.gradient_check import function as gradient_check
-from multilabel_softmax_loss.gradient_check.function import Finding, factor_names
+from multilabel_softmax_loss.gradient_check import judgement
+from multilabel_softmax_loss.gradient_check.diagnosis import factor_names
+from multilabel_softmax_loss.gradient_check.report import Finding
 from multilabel_softmax_loss.gradient_check.slopes import Objective, Probe, direction, quantum, scales
 
 RANDOM = np.random.RandomState(0)
@@ -139,7 +140,7 @@ def test_more_directions_tell_what_rounding_hides_in_each_coordinate(monkeypatch
     report = check_function(rounded, claimed, LARGE)
     assert report.verdict == verdict
     assert ("the directions decide" in report.notes[0]) == (verdict == "pass")
-    monkeypatch.setattr(gradient_check, "MORE_DIRECTIONS", 0)
+    monkeypatch.setattr(judgement, "MORE_DIRECTIONS", 0)
     assert check_function(rounded, claimed, LARGE).verdict == "inconclusive"
 
 

@@ -15,7 +15,7 @@ import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
 from multilabel_softmax_loss import assert_gradient, check_layer, check_net
-from multilabel_softmax_loss.gradient_check import function as gradient_check
+from multilabel_softmax_loss.gradient_check import judgement
 from multilabel_softmax_loss.gradient_check import layer as gradient_check_layer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_more_directions_decide_on_all_samples_of_a_layer_for_float32(monkeypatc
     report = check(Cage(layer_zoo.RefusesFloat64), 256)
     assert_gradient(report)
     assert report.mode == "Caffe, float32"
-    monkeypatch.setattr(gradient_check, "MORE_DIRECTIONS", 0)
+    monkeypatch.setattr(judgement, "MORE_DIRECTIONS", 0)
     assert "of the 256 samples" in check(Cage(layer_zoo.RefusesFloat64), 256).mode
 
 

@@ -1,0 +1,229 @@
+"""Is this gradient the slope of this loss? Analytic slopes beside numeric ones. NumPy only.
+
+Analytic slopes are compared with numeric ones (`slopes`) along coordinates and random directions, relative to the
+gradient's own size. A verdict is given only where the error bars are below the tolerance.
+"""
+
+import math
+import time
+from typing import List, NamedTuple
+
+import numpy as np
+
+from .diagnosis import Evidence, fit, name_failure
+from .report import Coordinate, Finding
+from .slopes import SAFETY, SIGMAS, Objective, Probe, Slopes, climb, direction, scales
+
+ALL_COORDINATES = 600
+"""Up to this size every coordinate is probed."""
+
+MORE_DIRECTIONS = 16
+"""Random directions tried where rounding hides the coordinates."""
+
+
+class Measurement(NamedTuple):
+    """The judgement of the gradient with respect to one array."""
+
+    verdict: str
+    relative_error: float
+    error_bar: float
+    factor: float
+    factor_bar: float
+    findings: List[Finding]
+    worst: List[Coordinate]
+    note: str
+
+
+def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, sizes=None, coordinates=True):
+    """Compare an analytic gradient with numeric slopes of <weights, outputs(x)>.
+
+    Parameters
+    ----------
+    outputs, weights, x : see Objective
+    analytic : array shaped like `x`
+    array : str
+        What to call `x`.
+    deadline : float
+        By time.monotonic().
+    sizes : {name: number} or None
+        What a wrong factor may be called; the sizes of the axes where None.
+    coordinates : bool
+        False probes random directions only.
+
+    Returns
+    -------
+    measured : Measurement
+    """
+    analytic = np.asarray(analytic, dtype=np.float64)
+
+    def stop(verdict, note, *findings):
+        return Measurement(verdict, math.nan, math.nan, math.nan, math.nan, list(findings), [], f"{array}: {note}")
+
+    def untold(why):
+        return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", fatal=False))
+
+    if x.size == 0:
+        return stop("pass", "empty")
+    bad = ~np.isfinite(analytic)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        sentence = f"{array} has {analytic[first]} at {list(first)}, and {int(bad.sum())} such entries of {x.size}."
+        return stop("fail", "gradient not finite", Finding("gradient-not-finite", sentence))
+    objective = Objective(outputs, weights, x, seed, 0.2 * max(deadline - time.monotonic(), 0))
+    if not math.isfinite(objective.value):
+        return stop("fail", "not measured", Finding("loss-not-finite", f"the loss is {objective.value}."))
+
+    random = np.random.RandomState(seed)
+    now = time.monotonic()
+    time_left = max(deadline - now, 0)
+    probes = choose_probes(analytic, x, objective.seconds, time_left, random, coordinates)
+    if not probes:
+        return untold("no entry is finite")
+    slopes = Slopes(objective, probes, now + 0.6 * time_left)
+    evidence = weigh(array, analytic, slopes, tolerance, deadline, random)
+    if evidence.verdict == "inconclusive" and coordinates and MORE_DIRECTIONS:
+        slopes.deadline = now + 0.85 * time_left
+        slopes.add(more_directions(analytic, x, random))
+        evidence = weigh(array, analytic, slopes, tolerance, deadline, random, len(probes))
+    verdict, probes, value, single = evidence.verdict, slopes.probes, evidence.value, evidence.single
+    probed = np.isfinite(value)
+    counts = (
+        f"{array} {x.shape}: {int((probed & single).sum())} of {x.size} coordinates, "
+        f"{int((probed & ~single).sum())} directions, {objective.evaluations} evaluations, noise {objective.noise:.1g}"
+    )
+    if not probed.any():
+        return untold("no slope could be measured within the time and the domain of the loss")
+    if not analytic.any() and slopes.still(tolerance):
+        said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
+        return Measurement("pass", 0.0, 0.0, math.nan, 0.0, [said], [], counts)
+    if not evidence.yardstick.any():
+        return untold("no slope could be told from zero")
+
+    kink, judged = probed & ~evidence.judged, evidence.judged
+    decided = verdict == "pass" and not evidence.right[judged].all()
+    findings = []
+    if kink.any() and not decided:  # what bends along no direction at all has no kink: that was noise
+        where = [list(map(int, np.unravel_index(probes[j].index, x.shape))) for j in np.flatnonzero(kink & single)[:3]]
+        sentence = f"{array}: the one-sided slopes disagree along {int(kink.sum())} of {int(probed.sum())} probes"
+        sentence += f" (at {', '.join(map(str, where))})" if where else ""
+        findings.append(Finding("kink", sentence + "; left out.", fatal=False))
+    factor, factor_bar = fit(evidence, judged)
+    shown = judged if judged.any() else probed
+    if decided:
+        counts += "; the directions decide, as coordinates hide in rounding"
+        shown = judged & evidence.right
+    # The probe that decides: the one furthest beyond its bar in a failure, the least certain one otherwise.
+    error, relative_bar = evidence.error, evidence.relative_bar
+    score = error - relative_bar if verdict == "fail" else error + relative_bar
+    head = int(np.argmax(np.where(shown, score, -np.inf)))
+    order = [j for j in np.argsort(-np.where(shown & single, error, -1)) if single[j] and shown[j]][:6]
+    worst = [
+        Coordinate(array, tuple(map(int, np.unravel_index(probes[j].index, x.shape))),
+                   evidence.slope[j], value[j], evidence.bar[j])
+        for j in order
+    ]  # fmt: skip
+    if verdict == "fail":
+        names = sizes if sizes is not None else {f"shape[{k}]": n for k, n in enumerate(x.shape)}
+        findings.append(name_failure(evidence, factor, names))
+    elif verdict == "inconclusive":
+        sentence = (
+            f"{array}: the error bar exceeds the tolerance along {int((judged & ~evidence.right).sum())} of "
+            f"{int(probed.sum())} probes; rounding of the loss is {objective.noise:.1g}."
+        )
+        if evidence.too_kinked:
+            sentence = f"{array}: kinks along {kink.sum()} of {probed.sum()} probes leave too little to judge."
+        findings.append(Finding("cannot-tell", sentence, fatal=False))
+    return Measurement(
+        verdict, float(error[head]), float(relative_bar[head]), factor, factor_bar, findings, worst, counts
+    )
+
+
+def movable(x) -> np.ndarray:
+    """What a direction moves: not what its step would leave as it is, such as a mask of -1e30."""
+    finite = np.isfinite(x)
+    return finite & (np.spacing(np.abs(np.where(finite, x, 0))) < 2.0**-14 * np.median(scales(x)))
+
+
+def choose_probes(analytic, x, seconds, time_left, random, coordinates) -> List[Probe]:
+    """Directions first, as they see every coordinate; then all coordinates, or the largest ones and random ones."""
+    candidates = np.flatnonzero(np.isfinite(x))
+    if not candidates.size:
+        return []
+    affordable = 0.4 * time_left / max(6 * seconds, 1e-9)
+    everything = candidates.size <= min(ALL_COORDINATES, affordable) and coordinates
+    count = 2 if everything else int(np.clip(affordable / 8, 4, 12))
+    support = movable(x)
+    probes = []
+    if np.count_nonzero(support) > 1:
+        probes = [Probe(vector=direction(x.shape, random, support)) for _ in range(count)]
+    if not coordinates and probes:
+        return probes
+    if not everything:
+        count = int(min(np.clip(affordable, 12, 96), candidates.size))
+        largest = candidates[np.argsort(-np.abs(analytic.flat[candidates]), kind="stable")[: count // 3]]
+        others = np.setdiff1d(candidates, largest)
+        candidates = np.concatenate([largest, random.permutation(others)[: count - largest.size]])
+    return probes + [Probe(index=int(i)) for i in candidates]
+
+
+def more_directions(analytic, x, random) -> List[Probe]:
+    """What lifts the signal of N coordinates out of a noise that hides each: directions that move all of them.
+
+    Along the signs of the gradient itself the slopes of all coordinates add up, to sqrt(N) times that of a random
+    direction: a wrong scale shows there first, and nothing else does. Random directions see the norm of any error:
+    sixteen of them within the tolerance leave 1 chance in 5,000,000 to an error of twice the tolerance.
+    """
+    support = movable(x)
+    if np.count_nonzero(support) < 2:
+        return []
+    vectors = [direction(x.shape, random, support) for _ in range(MORE_DIRECTIONS)]
+    along = np.copysign(direction(x.shape, random, support), analytic)
+    return [Probe(vector=along, along=True)] + [Probe(vector=vector) for vector in vectors]
+
+
+def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evidence":
+    """Measure the slopes from the probe `start` on, and judge all."""
+    probes, x = slopes.probes, slopes.objective.x
+    slope = np.array([probe.slope(analytic) for probe in probes])
+    support = np.array([probe.support for probe in probes])
+    single = support == 1
+    spread = ~single & ~np.array([probe.along for probe in probes])
+
+    def yardsticks(value):
+        """The largest entry for a coordinate, the norm for a direction; of the two gradients, the larger."""
+        known = np.where(np.isfinite(value), np.abs(value), 0)
+        largest = max(np.abs(analytic).max(), known[single].max() if single.any() else 0.0)
+        norm = max(float(np.linalg.norm(analytic)), math.sqrt(np.mean(known[spread] ** 2)) if spread.any() else 0.0)
+        if not single.any():
+            largest = max(largest, norm / math.sqrt(x.size))
+        norm = max(norm, largest)
+        own = np.where(single, 0, np.maximum(known, np.abs(slope)))
+        return np.maximum(np.minimum(norm, largest * np.sqrt(support)), own)
+
+    climb(slopes, slope, yardsticks, tolerance, start)
+    value, truncation, rounding = slopes.estimate()
+    bar = truncation + SIGMAS * rounding
+    yardstick = yardsticks(value)
+    probed = np.isfinite(value)
+    # The analytic gradient is rounded to the dtype of x too, and there is a least number it can hold.
+    least = np.nextafter(np.zeros(1, x.dtype), np.ones(1, x.dtype))[0]
+    rounded = 8 * np.maximum(np.finfo(x.dtype).eps * np.abs(slope), float(least) * np.sqrt(support))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.abs(slope - value) / yardstick
+        relative_bar = (bar + rounded) / yardstick
+    bent, kink = slopes.bends(0.5 * tolerance * yardstick)
+    # Or a slope that still moves where no smaller step can be told from noise: the loss bends within reach of the step.
+    kink = probed & (kink | (bent & (relative_bar > tolerance) & (truncation > SIGMAS * rounding)))
+    judged = probed & ~kink
+    counted = probed & (single if (probed & single).any() else True)
+    too_kinked = bool(2 * (kink & counted).sum() >= counted.sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
+        wrong &= slopes.least_error(slope) > tolerance * yardstick
+        right = judged & (error + relative_bar <= tolerance)
+    # Directions answer for the coordinates, if no kink is along them.
+    directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
+    enough = right[judged].all() or (directions and right[judged & ~single].all())
+    verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
+    return Evidence(array, analytic, probes, slope, value, bar, yardstick, error, relative_bar, single, wrong, right,
+                    judged, too_kinked, verdict, tolerance, slopes.objective, deadline, random)  # fmt: skip
