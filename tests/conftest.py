@@ -98,7 +98,7 @@ class Clock:
 def clock(monkeypatch):
     """The clock of the gradient checker, so that no verdict depends on how fast or how busy the machine is."""
     clock = Clock()
-    for module in ("report", "slopes", "judgement", "diagnosis", "function", "layer"):
+    for module in ("report", "slopes", "judgement", "diagnosis", "function", "measurement", "layer"):
         monkeypatch.setattr(f"multilabel_softmax_loss.gradient_check.{module}.time", clock)
     return clock
 

@@ -26,12 +26,18 @@ class Evidence(NamedTuple):
     wrong: np.ndarray
     right: np.ndarray
     judged: np.ndarray  # measured, and no kink
+    kink: np.ndarray
     too_kinked: bool
+    still: bool  # no probe changes the objective at all
     verdict: str
     tolerance: float
     objective: Objective
     deadline: float
     random: np.random.RandomState
+
+    @property
+    def probed(self) -> np.ndarray:
+        return np.isfinite(self.value)
 
 
 def fit(evidence, which) -> Tuple[float, float]:

@@ -5,7 +5,7 @@ from typing import Any, Callable, List
 
 import numpy as np
 
-from .judgement import measure
+from .judgement import Judgement, Question, judge
 from .report import BUDGET, TOLERANCE, Finding, GradientReport, check_numbers, checked_array, report_of
 
 
@@ -51,9 +51,25 @@ def check_function(
         raise ValueError(f"x {found}; expected numbers, or there is no slope to measure.")
     if not callable(gradient):
         gradient = checked_array(gradient, "gradient")
-    subject = name or getattr(loss, "__name__", type(loss).__name__)
     started = time.monotonic()
     findings: List[Finding] = []
+    judged: List[Judgement] = []
+    try:
+        judged.append(judge(pose_question(loss, gradient, x, findings, tolerance, seed, started + budget)))
+    except WrongShape as error:
+        findings = [Finding("wrong-shape", str(error))]
+    except Exception as error:
+        findings.append(Finding("raises", f"{type(error).__name__}: {error}"))
+    subject = name or getattr(loss, "__name__", type(loss).__name__)
+    return report_of(subject, judged, findings, "the function in float64", tolerance, started)
+
+
+class WrongShape(ValueError):
+    """The gradient is not shaped like the argument."""
+
+
+def pose_question(loss, gradient, x, findings, tolerance, seed, deadline) -> Question:
+    """What to judge. Adds to `findings` where the loss or the gradient breaks a rule, now or in a later call."""
 
     def outputs(values):
         given = values.copy()
@@ -64,22 +80,18 @@ def check_function(
             findings.append(Finding("writes-input", "the loss writes into its argument."))
         return value.reshape(1)
 
-    try:
-        if callable(gradient):
-            given = x.copy()
-            analytic = np.array(gradient(given), dtype=np.float64)
-            if not np.array_equal(given, x, equal_nan=True):
-                findings.append(Finding("writes-input", "the gradient writes into its argument."))
-        else:
-            analytic = gradient
-        if analytic.shape != x.shape:
-            sentence = f"the gradient has shape {analytic.shape}; expected {x.shape}, that of the argument."
-            return GradientReport(subject, "fail", findings=[Finding("wrong-shape", sentence)], tolerance=tolerance)
-        first, second = outputs(x), outputs(x)
-        if not np.array_equal(first, second, equal_nan=True):
-            findings.append(Finding("random-loss", f"two calls with one argument give {first[0]:g} and {second[0]:g}."))
-        measured = measure(outputs, np.ones(1), analytic, x, "x", tolerance, seed, started + budget)
-    except Exception as error:
-        sentence = f"{type(error).__name__}: {error}"
-        return GradientReport(subject, "fail", findings=findings + [Finding("raises", sentence)], tolerance=tolerance)
-    return report_of(subject, [measured], findings, "the function in float64", tolerance, started)
+    analytic = gradient
+    if callable(gradient):
+        given = x.copy()
+        analytic = np.array(gradient(given), dtype=np.float64)
+        if not np.array_equal(given, x, equal_nan=True):
+            findings.append(Finding("writes-input", "the gradient writes into its argument."))
+    if analytic.shape != x.shape:
+        raise WrongShape(f"the gradient has shape {analytic.shape}; expected {x.shape}, that of the argument.")
+    first, second = outputs(x), outputs(x)
+    if not np.array_equal(first, second, equal_nan=True):
+        findings.append(Finding("random-loss", f"two calls with one argument give {first[0]:g} and {second[0]:g}."))
+    return Question(
+        outputs=outputs, weights=np.ones(1), analytic=analytic, x=x, array="x", tolerance=tolerance, seed=seed,
+        deadline=deadline,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ gradient's own size. A verdict is given only where the error bars are below the 
 
 import math
 import time
-from typing import List, NamedTuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -21,46 +21,40 @@ MORE_DIRECTIONS = 16
 """Random directions tried where rounding hides the coordinates."""
 
 
-class Measurement(NamedTuple):
-    """The judgement of the gradient with respect to one array."""
+class Question(NamedTuple):
+    """A gradient, and what it claims to be the gradient of: <weights, outputs(x)>."""
+
+    outputs: Callable[[np.ndarray], np.ndarray]  # this, `weights` and `x` as in `Objective`
+    weights: np.ndarray
+    analytic: np.ndarray  # float64, shaped like x
+    x: np.ndarray
+    array: str  # what to call x
+    tolerance: float
+    seed: int
+    deadline: float  # by time.monotonic()
+    sizes: Optional[Dict[str, float]] = None  # what a wrong factor may be called; the sizes of the axes where None
+    coordinates: bool = True  # False probes random directions only
+
+
+class Judgement(NamedTuple):
+    """What is known of the gradient with respect to one array."""
 
     verdict: str
-    relative_error: float
-    error_bar: float
-    factor: float
-    factor_bar: float
-    findings: List[Finding]
-    worst: List[Coordinate]
     note: str
+    findings: List[Finding]
+    relative_error: float = math.nan
+    error_bar: float = math.nan
+    factor: float = math.nan
+    factor_bar: float = math.nan
+    worst: Sequence[Coordinate] = ()
 
 
-def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, sizes=None, coordinates=True):
-    """Compare an analytic gradient with numeric slopes of <weights, outputs(x)>.
-
-    Parameters
-    ----------
-    outputs, weights, x : see Objective
-    analytic : array shaped like `x`
-    array : str
-        What to call `x`.
-    deadline : float
-        By time.monotonic().
-    sizes : {name: number} or None
-        What a wrong factor may be called; the sizes of the axes where None.
-    coordinates : bool
-        False probes random directions only.
-
-    Returns
-    -------
-    measured : Measurement
-    """
-    analytic = np.asarray(analytic, dtype=np.float64)
+def judge(question: Question) -> Judgement:
+    """Compare an analytic gradient with numeric slopes."""
+    array, analytic, x = question.array, question.analytic, question.x
 
     def stop(verdict, note, *findings):
-        return Measurement(verdict, math.nan, math.nan, math.nan, math.nan, list(findings), [], f"{array}: {note}")
-
-    def untold(why):
-        return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", fatal=False))
+        return Judgement(verdict, f"{array}: {note}", list(findings))
 
     if x.size == 0:
         return stop("pass", "empty")
@@ -69,73 +63,103 @@ def measure(outputs, weights, analytic, x, array, tolerance, seed, deadline, siz
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         sentence = f"{array} has {analytic[first]} at {list(first)}, and {int(bad.sum())} such entries of {x.size}."
         return stop("fail", "gradient not finite", Finding("gradient-not-finite", sentence))
-    objective = Objective(outputs, weights, x, seed, 0.2 * max(deadline - time.monotonic(), 0))
+    patience = 0.2 * max(question.deadline - time.monotonic(), 0)
+    objective = Objective(question.outputs, question.weights, x, question.seed, patience)
     if not math.isfinite(objective.value):
         return stop("fail", "not measured", Finding("loss-not-finite", f"the loss is {objective.value}."))
-
-    random = np.random.RandomState(seed)
-    now = time.monotonic()
-    time_left = max(deadline - now, 0)
-    probes = choose_probes(analytic, x, objective.seconds, time_left, random, coordinates)
-    if not probes:
-        return untold("no entry is finite")
-    slopes = Slopes(objective, probes, now + 0.6 * time_left)
-    evidence = weigh(array, analytic, slopes, tolerance, deadline, random)
-    if evidence.verdict == "inconclusive" and coordinates and MORE_DIRECTIONS:
-        slopes.deadline = now + 0.85 * time_left
-        slopes.add(more_directions(analytic, x, random))
-        evidence = weigh(array, analytic, slopes, tolerance, deadline, random, len(probes))
-    verdict, probes, value, single = evidence.verdict, slopes.probes, evidence.value, evidence.single
-    probed = np.isfinite(value)
-    counts = (
-        f"{array} {x.shape}: {int((probed & single).sum())} of {x.size} coordinates, "
-        f"{int((probed & ~single).sum())} directions, {objective.evaluations} evaluations, noise {objective.noise:.1g}"
-    )
-    if not probed.any():
-        return untold("no slope could be measured within the time and the domain of the loss")
-    if not analytic.any() and slopes.still(tolerance):
+    evidence = gather_evidence(question, objective)
+    if evidence is None:
+        why = "no entry is finite"
+    elif not evidence.probed.any():
+        why = "no slope could be measured within the time and the domain of the loss"
+    elif not analytic.any() and evidence.still:
         said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
-        return Measurement("pass", 0.0, 0.0, math.nan, 0.0, [said], [], counts)
-    if not evidence.yardstick.any():
-        return untold("no slope could be told from zero")
+        return Judgement("pass", counts(evidence), [said], 0.0, 0.0, math.nan, 0.0)
+    elif not evidence.yardstick.any():
+        why = "no slope could be told from zero"
+    else:
+        return conclude(question, evidence)
+    return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", fatal=False))
 
-    kink, judged = probed & ~evidence.judged, evidence.judged
-    decided = verdict == "pass" and not evidence.right[judged].all()
+
+def gather_evidence(question: Question, objective: Objective) -> Optional[Evidence]:
+    """Slopes along coordinates and directions; more directions where those leave it open. None without a probe."""
+    random = np.random.RandomState(question.seed)
+    now = time.monotonic()
+    time_left = max(question.deadline - now, 0)
+    probes = choose_probes(question, objective.seconds, time_left, random)
+    if not probes:
+        return None
+    slopes = Slopes(objective, probes, now + 0.6 * time_left)
+    evidence = weigh_probes(question, slopes, random)
+    if evidence.verdict == "inconclusive" and question.coordinates and MORE_DIRECTIONS:
+        slopes.deadline = now + 0.85 * time_left
+        slopes.add(more_directions(question.analytic, question.x, random))
+        evidence = weigh_probes(question, slopes, random, len(probes))
+    return evidence
+
+
+def counts(evidence: Evidence) -> str:
+    """A note on how much was looked at."""
+    probed, single, objective = evidence.probed, evidence.single, evidence.objective
+    return (
+        f"{evidence.array} {evidence.analytic.shape}: {int((probed & single).sum())} of {evidence.analytic.size} "
+        f"coordinates, {int((probed & ~single).sum())} directions, {objective.evaluations} evaluations, "
+        f"noise {objective.noise:.1g}"
+    )
+
+
+def conclude(question: Question, evidence: Evidence) -> Judgement:
+    """The verdict in words, with the probes that it rests on."""
+    verdict, judged, kink, single = evidence.verdict, evidence.judged, evidence.kink, evidence.single
+    note = counts(evidence)
     findings = []
+    decided = verdict == "pass" and not evidence.right[judged].all()
     if kink.any() and not decided:  # what bends along no direction at all has no kink: that was noise
-        where = [list(map(int, np.unravel_index(probes[j].index, x.shape))) for j in np.flatnonzero(kink & single)[:3]]
-        sentence = f"{array}: the one-sided slopes disagree along {int(kink.sum())} of {int(probed.sum())} probes"
-        sentence += f" (at {', '.join(map(str, where))})" if where else ""
-        findings.append(Finding("kink", sentence + "; left out.", fatal=False))
+        findings.append(kinks(evidence))
     factor, factor_bar = fit(evidence, judged)
-    shown = judged if judged.any() else probed
+    shown = judged if judged.any() else evidence.probed
     if decided:
-        counts += "; the directions decide, as coordinates hide in rounding"
+        note += "; the directions decide, as coordinates hide in rounding"
         shown = judged & evidence.right
+    if verdict == "fail":
+        x = question.x
+        names = question.sizes if question.sizes is not None else {f"shape[{k}]": n for k, n in enumerate(x.shape)}
+        findings.append(name_failure(evidence, factor, names))
+    elif verdict == "inconclusive":
+        sentence = (
+            f"{evidence.array}: the error bar exceeds the tolerance along {int((judged & ~evidence.right).sum())} of "
+            f"{int(evidence.probed.sum())} probes; rounding of the loss is {evidence.objective.noise:.1g}."
+        )
+        if evidence.too_kinked:
+            sentence = f"{evidence.array}: kinks along {kink.sum()} of {evidence.probed.sum()} probes"
+            sentence += " leave too little to judge."
+        findings.append(Finding("cannot-tell", sentence, fatal=False))
     # The probe that decides: the one furthest beyond its bar in a failure, the least certain one otherwise.
     error, relative_bar = evidence.error, evidence.relative_bar
     score = error - relative_bar if verdict == "fail" else error + relative_bar
     head = int(np.argmax(np.where(shown, score, -np.inf)))
     order = [j for j in np.argsort(-np.where(shown & single, error, -1)) if single[j] and shown[j]][:6]
     worst = [
-        Coordinate(array, tuple(map(int, np.unravel_index(probes[j].index, x.shape))),
-                   evidence.slope[j], value[j], evidence.bar[j])
+        Coordinate(evidence.array, place(evidence, j), evidence.slope[j], evidence.value[j], evidence.bar[j])
         for j in order
-    ]  # fmt: skip
-    if verdict == "fail":
-        names = sizes if sizes is not None else {f"shape[{k}]": n for k, n in enumerate(x.shape)}
-        findings.append(name_failure(evidence, factor, names))
-    elif verdict == "inconclusive":
-        sentence = (
-            f"{array}: the error bar exceeds the tolerance along {int((judged & ~evidence.right).sum())} of "
-            f"{int(probed.sum())} probes; rounding of the loss is {objective.noise:.1g}."
-        )
-        if evidence.too_kinked:
-            sentence = f"{array}: kinks along {kink.sum()} of {probed.sum()} probes leave too little to judge."
-        findings.append(Finding("cannot-tell", sentence, fatal=False))
-    return Measurement(
-        verdict, float(error[head]), float(relative_bar[head]), factor, factor_bar, findings, worst, counts
-    )
+    ]
+    measured = float(error[head]), float(relative_bar[head]), factor, factor_bar
+    return Judgement(verdict, note, findings, *measured, worst)
+
+
+def place(evidence: Evidence, probe: int) -> Tuple[int, ...]:
+    """Where in the array a probe of one coordinate is."""
+    return tuple(map(int, np.unravel_index(evidence.probes[probe].index, evidence.analytic.shape)))
+
+
+def kinks(evidence: Evidence) -> Finding:
+    kink = evidence.kink
+    where = [list(place(evidence, j)) for j in np.flatnonzero(kink & evidence.single)[:3]]
+    sentence = f"{evidence.array}: the one-sided slopes disagree along {int(kink.sum())} of "
+    sentence += f"{int(evidence.probed.sum())} probes"
+    sentence += f" (at {', '.join(map(str, where))})" if where else ""
+    return Finding("kink", sentence + "; left out.", fatal=False)
 
 
 def movable(x) -> np.ndarray:
@@ -144,8 +168,9 @@ def movable(x) -> np.ndarray:
     return finite & (np.spacing(np.abs(np.where(finite, x, 0))) < 2.0**-14 * np.median(scales(x)))
 
 
-def choose_probes(analytic, x, seconds, time_left, random, coordinates) -> List[Probe]:
+def choose_probes(question, seconds, time_left, random) -> List[Probe]:
     """Directions first, as they see every coordinate; then all coordinates, or the largest ones and random ones."""
+    analytic, x, coordinates = question.analytic, question.x, question.coordinates
     candidates = np.flatnonzero(np.isfinite(x))
     if not candidates.size:
         return []
@@ -181,9 +206,9 @@ def more_directions(analytic, x, random) -> List[Probe]:
     return [Probe(vector=along, along=True)] + [Probe(vector=vector) for vector in vectors]
 
 
-def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evidence":
+def weigh_probes(question, slopes, random, start=0) -> Evidence:
     """Measure the slopes from the probe `start` on, and judge all."""
-    probes, x = slopes.probes, slopes.objective.x
+    probes, analytic, x, tolerance = slopes.probes, question.analytic, question.x, question.tolerance
     slope = np.array([probe.slope(analytic) for probe in probes])
     support = np.array([probe.support for probe in probes])
     single = support == 1
@@ -225,5 +250,10 @@ def weigh(array, analytic, slopes, tolerance, deadline, random, start=0) -> "Evi
     directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
     enough = right[judged].all() or (directions and right[judged & ~single].all())
     verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
-    return Evidence(array, analytic, probes, slope, value, bar, yardstick, error, relative_bar, single, wrong, right,
-                    judged, too_kinked, verdict, tolerance, slopes.objective, deadline, random)  # fmt: skip
+    still = not analytic.any() and slopes.still(tolerance)
+    return Evidence(
+        array=question.array, analytic=analytic, probes=probes, slope=slope, value=value, bar=bar, yardstick=yardstick,
+        error=error, relative_bar=relative_bar, single=single, wrong=wrong, right=right, judged=judged, kink=kink,
+        too_kinked=too_kinked, still=still, verdict=verdict, tolerance=tolerance, objective=slopes.objective,
+        deadline=question.deadline, random=random,
+    )  # fmt: skip

@@ -12,8 +12,9 @@ from ..nets.python_layers import check_python_layers, find_class
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import copy_matching
 from .fill import fill_inputs
-from .layer import RAISED, check_layer, raised
+from .layer import check_layer
 from .report import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
+from .subject import RAISED, raised
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge

@@ -131,23 +131,23 @@ def assert_gradient(report: GradientReport) -> None:
         raise AssertionError(str(report))
 
 
-def report_of(subject, measurements, findings, mode, tolerance, started) -> GradientReport:
-    """One report from the findings about the whole and the measurement of each array."""
+def report_of(subject, judgements, findings, mode, tolerance, started) -> GradientReport:
+    """One report from the findings about the whole and the judgement of each array."""
     findings = list(findings)
-    for measured in measurements:
-        findings += measured.findings
-    worst = sorted((w for m in measurements for w in m.worst), key=lambda w: -abs(w.analytic - w.numeric))
-    verdict = max([m.verdict for m in measurements] or ["inconclusive"], key=VERDICTS.index)
+    for judged in judgements:
+        findings += judged.findings
+    worst = sorted((w for m in judgements for w in m.worst), key=lambda w: -abs(w.analytic - w.numeric))
+    verdict = max([m.verdict for m in judgements] or ["inconclusive"], key=VERDICTS.index)
     if any(finding.fatal for finding in findings):
         verdict = "fail"
-    notes = [m.note for m in measurements] + [f"{time.monotonic() - started:.2f} s"]
-    known = [m for m in measurements if math.isfinite(m.relative_error)]
-    if not known:
-        return GradientReport(subject, verdict, findings=findings, worst=worst[:6], mode=mode, notes=notes,
-                              tolerance=tolerance)  # fmt: skip
-    head = max(known, key=lambda m: (VERDICTS.index(m.verdict), m.relative_error))
-    return GradientReport(subject, verdict, head.relative_error, head.error_bar, head.factor, findings, worst[:6],
-                          mode, notes, tolerance)  # fmt: skip
+    notes = [m.note for m in judgements] + [f"{time.monotonic() - started:.2f} s"]
+    known = [m for m in judgements if math.isfinite(m.relative_error)]
+    report = GradientReport(subject, verdict, findings=findings, worst=worst[:6], mode=mode, notes=notes,
+                            tolerance=tolerance)  # fmt: skip
+    if known:
+        head = max(known, key=lambda m: (VERDICTS.index(m.verdict), m.relative_error))
+        report.relative_error, report.error_bar, report.factor = head.relative_error, head.error_bar, head.factor
+    return report
 
 
 def check_numbers(tolerance: float, budget: float, seed: int) -> None:

@@ -15,8 +15,7 @@ import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
 
 from multilabel_softmax_loss import assert_gradient, check_layer, check_net
-from multilabel_softmax_loss.gradient_check import judgement
-from multilabel_softmax_loss.gradient_check import layer as gradient_check_layer
+from multilabel_softmax_loss.gradient_check import judgement, measurement, subject
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "gradient_check"
@@ -121,14 +120,14 @@ def test_each_mode_gives_a_verdict_and_says_which_it_was(mode, judged_on, layer,
 
 
 @pytest.mark.parametrize("layer, lift, off, batch, arguments, says", [
-    (layer_zoo.FarFromZero, "FEWER", (), 256, {"mode": "caffe"}, "of the 256 samples, as more hide in rounding"),
-    (layer_zoo.SoftmaxLoss, "GAIN", 1.0, 8, {"loss_weight": 1e-41}, "1e+27 times the loss weight"),
+    (layer_zoo.FarFromZero, (measurement, "FEWER_SAMPLES"), (), 256, {"mode": "caffe"}, "of the 256 samples, as more hide in rounding"),
+    (layer_zoo.SoftmaxLoss, (subject, "GAIN"), 1.0, 8, {"loss_weight": 1e-41}, "1e+27 times the loss weight"),
 ])  # fmt: skip
 def test_each_lift_decides_what_would_be_inconclusive(monkeypatch, layer, lift, off, batch, arguments, says):
     report = check(Cage(layer), batch, **arguments)
     assert_gradient(report)
     assert says in report.mode
-    monkeypatch.setattr(gradient_check_layer, lift, off)
+    monkeypatch.setattr(*lift, off)
     assert check(Cage(layer), batch, **arguments).verdict == "inconclusive"
 
 
