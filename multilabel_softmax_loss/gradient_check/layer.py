@@ -71,16 +71,10 @@ def check_layer(
     ImportError : no such module or class.
     """
     check_numbers(tolerance, budget, seed)
-    arrays = checked_bottoms(module, layer, param_str, bottoms)
     if mode not in ("auto", "caffe", "float64"):
         raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
-    wrt = tuple(int(i) for i in wrt)
-    if not all(0 <= i < len(arrays) for i in wrt):
-        raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")
-    loss_weights = tuple(np.broadcast_to(np.asarray(loss_weight, dtype=float), (tops,)).tolist())
-    if not any(loss_weights) or not np.isfinite(loss_weights).all():
-        raise ValueError(f"loss_weight is {loss_weight}; expected one that is not 0, and all finite.")
-    spec = Spec(module, layer, param_str, tops, loss_weights, wrt)
+    arrays = checked_bottoms(module, layer, param_str, bottoms)
+    spec = checked_spec(Spec(module, layer, param_str, tops, loss_weight, tuple(wrt)), arrays)
     saved = np.random.get_state(), python_random.getstate()
     try:
         subject = Subject(spec, checked_class(module, layer), arrays, parameters, seed, mode != "float64")
@@ -88,6 +82,17 @@ def check_layer(
     finally:
         np.random.set_state(saved[0])
         python_random.setstate(saved[1])
+
+
+def checked_spec(spec: Spec, arrays) -> Spec:
+    """The same with one loss weight per top; an error unless it fits the bottoms."""
+    wrt = tuple(int(i) for i in spec.wrt)
+    if not all(0 <= i < len(arrays) for i in wrt):
+        raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")
+    loss_weights = tuple(np.broadcast_to(np.asarray(spec.loss_weights, dtype=float), (spec.tops,)).tolist())
+    if not any(loss_weights) or not np.isfinite(loss_weights).all():
+        raise ValueError(f"loss_weight is {spec.loss_weights}; expected one that is not 0, and all finite.")
+    return spec._replace(wrt=wrt, loss_weights=loss_weights)
 
 
 def checked_bottoms(module, layer, param_str, bottoms) -> List[np.ndarray]:

@@ -89,7 +89,7 @@ class Measurement:
     def judge_lifted(self, runner: Runner, target: int, deadline: float) -> Tuple[Judgement, str]:
         """Judge; where rounding hides too much, on fewer samples, each of which weighs more in a mean.
 
-        The other lifts have their place elsewhere: `Subject.lift_loss_weight`, and `more_directions` in every judgement.
+        Two lifts have their place elsewhere: `Subject.lift_loss_weight`, and `more_directions` in every judgement.
         """
         subject = self.subject
         now = time.monotonic()

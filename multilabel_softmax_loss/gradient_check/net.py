@@ -4,7 +4,7 @@ The net runs forward once, layer by layer; every Python layer is then checked on
 """
 
 import traceback
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -81,8 +81,6 @@ def check_net(
     """
     check_numbers(tolerance, budget, seed)
     parameter = read_prototxt(str(net))
-    import caffe
-
     present = phase_layers(parameter, "TRAIN")
     python = {layer.name: layer for layer in present if layer.type == "Python"}
     unknown = [name for name in layers or [] if name not in python]
@@ -91,67 +89,115 @@ def check_net(
         raise ValueError(f"{net} has no Python layer {unknown[0]!r}; its Python layers are {known}.")
     check_names(python, present, net)
     check_python_layers(present, net)
-    caffe.set_random_seed(seed)
-    np.random.seed(seed)
-    reports: Dict[str, GradientReport] = {}
-    skipped: Dict[str, str] = {}
-    try:
-        loaded = caffe.Net(str(net), caffe.TRAIN)
-    except RAISED as error:
-        raise ValueError(f"{net}: {blame(error, python)}") from error
+    loaded = load(net, python, seed)
     if weights:
         copy_matching(loaded, str(weights), net)
     inputs = [*parameter.input, *(top for layer in present if layer.type == "Input" for top in layer.top)]
     fill_inputs(loaded, inputs, fill or {}, np.random.RandomState(seed))
-    names = list(loaded._layer_names)
-    learns, losses = backward_paths(loaded, parameter)
+    found = check_layers(loaded, parameter, python, layers, Limits(seed, tolerance, budget))
+    if not found.reports:
+        reasons = "".join(f" {name}: {reason}." for name, reason in found.skipped.items())
+        raise ValueError(f"{net} has no Python layer whose gradient could be checked.{reasons}")
+    return found
+
+
+class Limits(NamedTuple):
+    """What every check is given: see `check_layer`."""
+
+    seed: int
+    tolerance: float
+    budget: float
+
+
+def load(path, python, seed):
+    """The net in Caffe; a ValueError that names the Python layer which keeps it from being built."""
+    import caffe
+
+    caffe.set_random_seed(seed)
+    np.random.seed(seed)
+    try:
+        return caffe.Net(str(path), caffe.TRAIN)
+    except RAISED as error:
+        raise ValueError(f"{path}: {blame(error, python)}") from error
+
+
+def check_layers(net, parameter, python, wanted, limits: Limits) -> NetReport:
+    """Run the net layer by layer, and check each Python layer that is wanted on what it was given."""
+    reports: Dict[str, GradientReport] = {}
+    skipped: Dict[str, str] = {}
+    names = list(net._layer_names)
+    paths = backward_paths(net, parameter)
     for i, name in enumerate(names):
-        bottoms = [loaded.blobs[bottom].data.copy() for bottom in loaded.bottom_names[name]]
-        blobs = loaded.layers[i].blobs
-        parameters = [blobs[k].data.copy() for k in range(len(blobs))]
+        bottoms = [net.blobs[bottom].data.copy() for bottom in net.bottom_names[name]]
+        parameters = [net.layers[i].blobs[k].data.copy() for k in range(len(net.layers[i].blobs))]
         try:
-            loaded._forward(i, i)
+            net._forward(i, i)
         except RAISED as error:
             if name not in python:
                 raise
-            finding = Finding(*raised(error))
-            reports[name] = GradientReport(subject(python[name]), "fail", findings=[finding], tolerance=tolerance)
+            reports[name] = failed(python[name], Finding(*raised(error)), "fail", limits)
             skipped.update({other: f"the net does not get past {name}" for other in names[i + 1 :] if other in python})
             break
-        if name not in python or (layers and name not in layers):
-            continue
-        layer = python[name]
-        tops = list(loaded.top_names[name])
-        weight = [layer.loss_weight[k] if k < len(layer.loss_weight) else 0.0 for k in range(len(tops))]
-        weight = [w or float(top in losses) for w, top in zip(weight, tops)]
-        reason = no_gradient(type(loaded.layers[i]), caffe.Layer, bottoms, tops, any(weight))
-        if reason:
-            skipped[name] = reason
-            continue
-        if set(layer.top) & set(layer.bottom):
-            sentence = "it works in place; give its top a name of its own, so that it can be checked."
-            finding = Finding("in-place", sentence, fatal=False)
-            reports[name] = GradientReport(subject(layer), "inconclusive", findings=[finding], tolerance=tolerance)
-            continue
-        wrt = [k for k, bottom in enumerate(loaded.bottom_names[name]) if bottom in learns]
-        if layer.propagate_down:
-            wrt = [k for k, wanted in enumerate(layer.propagate_down) if wanted]
-        report = check_layer(
-            layer.python_param.module, layer.python_param.layer, bottoms, layer.python_param.param_str,
-            weight if any(weight) else [1.0] + [0.0] * (len(tops) - 1), wrt or (() if parameters else (0,)), seed,
-            len(tops), "auto", parameters, tolerance, budget, subject(layer),
-        )  # fmt: skip
-        if not any(weight) and "raises-in-backward" in report.names:
-            skipped[name] = f"nothing asks for its backward, which raises {report.findings[0].partition(': ')[2]}"
-            continue
-        if not any(weight):
-            sentence = "without loss_weight Caffe never calls its backward; checked as if it were 1."
-            report.findings.append(Finding("no-loss-weight", sentence, fatal=False))
-        reports[name] = report
-    if not reports:
-        reasons = "".join(f" {name}: {reason}." for name, reason in skipped.items())
-        raise ValueError(f"{net} has no Python layer whose gradient could be checked.{reasons}")
+        if name in python and (not wanted or name in wanted):
+            place = Place(net, python[name], net.layers[i], bottoms, parameters, *paths)
+            report = check_place(place, limits)
+            if isinstance(report, str):
+                skipped[name] = report
+            else:
+                reports[name] = report
     return NetReport(reports, skipped)
+
+
+class Place(NamedTuple):
+    """A Python layer where it stands in a net."""
+
+    net: Any
+    layer: Any  # its LayerParameter
+    instance: Any
+    bottoms: List[np.ndarray]
+    parameters: List[np.ndarray]
+    learns: set  # blobs that something learnable feeds
+    losses: set  # blobs that feed a loss
+
+    def loss_weights(self) -> List[float]:
+        """Of each top: its own, or 1 where a loss is further up."""
+        given = self.layer.loss_weight
+        tops = self.net.top_names[self.layer.name]
+        return [(given[k] if k < len(given) else 0.0) or float(top in self.losses) for k, top in enumerate(tops)]
+
+    def wrt(self) -> List[int]:
+        """The bottoms that get a gradient."""
+        if self.layer.propagate_down:
+            return [k for k, wanted in enumerate(self.layer.propagate_down) if wanted]
+        return [k for k, bottom in enumerate(self.net.bottom_names[self.layer.name]) if bottom in self.learns]
+
+
+def check_place(place: Place, limits: Limits) -> Union[GradientReport, str]:
+    """The report on one layer, or why there is none."""
+    layer, weights = place.layer, place.loss_weights()
+    wanted = any(weights)
+    reason = no_gradient(type(place.instance), place.bottoms, weights, wanted)
+    if reason:
+        return reason
+    if set(layer.top) & set(layer.bottom):
+        sentence = "it works in place; give its top a name of its own, so that it can be checked."
+        return failed(layer, Finding("in-place", sentence, fatal=False), "inconclusive", limits)
+    report = check_layer(
+        layer.python_param.module, layer.python_param.layer, place.bottoms, layer.python_param.param_str,
+        loss_weight=weights if wanted else [1.0] + [0.0] * (len(weights) - 1),
+        wrt=place.wrt() or (() if place.parameters else (0,)), tops=len(weights), parameters=place.parameters,
+        name=subject(layer), **limits._asdict(),
+    )  # fmt: skip
+    if not wanted:
+        if "raises-in-backward" in report.names:
+            return f"nothing asks for its backward, which raises {report.findings[0].partition(': ')[2]}"
+        sentence = "without loss_weight Caffe never calls its backward; checked as if it were 1."
+        report.findings.append(Finding("no-loss-weight", sentence, fatal=False))
+    return report
+
+
+def failed(layer, finding, verdict, limits) -> GradientReport:
+    return GradientReport(subject(layer), verdict, findings=[finding], tolerance=limits.tolerance)
 
 
 def subject(layer) -> str:
@@ -187,12 +233,14 @@ def _nothing(self, top, propagate_down, bottom):
     pass
 
 
-def no_gradient(layer_class, base, bottoms, tops, wanted) -> str:
+def no_gradient(layer_class, bottoms, tops, wanted) -> str:
     """Why a layer has no gradient to check; empty where it has one."""
+    import caffe
+
     backward = getattr(layer_class, "backward", None)
     if not bottoms or not tops:
         return f"it has no {'tops' if bottoms else 'bottoms'}"
-    if backward is None or backward is getattr(base, "backward", None):
+    if backward is None or backward is getattr(caffe.Layer, "backward", None):
         return "it has no backward"
     code = getattr(backward, "__code__", None)
     if not wanted and code is not None and code.co_code == _nothing.__code__.co_code:

@@ -120,7 +120,8 @@ def test_each_mode_gives_a_verdict_and_says_which_it_was(mode, judged_on, layer,
 
 
 @pytest.mark.parametrize("layer, lift, off, batch, arguments, says", [
-    (layer_zoo.FarFromZero, (measurement, "FEWER_SAMPLES"), (), 256, {"mode": "caffe"}, "of the 256 samples, as more hide in rounding"),
+    (layer_zoo.FarFromZero, (measurement, "FEWER_SAMPLES"), (), 256, {"mode": "caffe"},
+     "of the 256 samples, as more hide in rounding"),
     (layer_zoo.SoftmaxLoss, (subject, "GAIN"), 1.0, 8, {"loss_weight": 1e-41}, "1e+27 times the loss weight"),
 ])  # fmt: skip
 def test_each_lift_decides_what_would_be_inconclusive(monkeypatch, layer, lift, off, batch, arguments, says):
