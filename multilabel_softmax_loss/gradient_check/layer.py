@@ -8,7 +8,8 @@ on them; everywhere else Caffe does, and what float32 hides there is "inconclusi
 
 import random as python_random
 import time
-from typing import Any, List, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Sequence
 
 import numpy as np
 
@@ -75,10 +76,17 @@ def check_layer(
         raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
     arrays = checked_bottoms(module, layer, param_str, bottoms)
     spec = checked_spec(Spec(module, layer, param_str, tops, loss_weight, tuple(wrt)), arrays)
+    subject = Subject(spec, checked_class(module, layer), arrays, parameters, seed, mode != "float64")
+    with generators_kept():
+        return check_subject(subject, mode, tolerance, budget, name or f"{module}.{layer}")
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put NumPy's and Python's generators back afterwards."""
     saved = np.random.get_state(), python_random.getstate()
     try:
-        subject = Subject(spec, checked_class(module, layer), arrays, parameters, seed, mode != "float64")
-        return check_subject(subject, mode, tolerance, budget, name or f"{module}.{layer}")
+        yield
     finally:
         np.random.set_state(saved[0])
         python_random.setstate(saved[1])
