@@ -17,17 +17,23 @@ from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
 from .terminal import warn
 
-NEVER = 2**31 - 1  # Caffe wants a test_interval wherever there is a test net; the tests are made here
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 
 
+class NetFile(NamedTuple):
+    """A net of a solver: the prototxt it comes from, and the NetParameter of the layers that its phase has."""
+
+    path: str
+    net: Any
+
+
 class SolverFile(NamedTuple):
-    """A solver prototxt: its SolverParameter, and the layers of the nets it names, in Caffe's order."""
+    """A solver prototxt: its SolverParameter, and the nets that are trained and tested."""
 
     path: str
     param: Any
-    train_layers: List[Any]
-    test_layers: List[List[Any]]
+    train: NetFile
+    tests: List[NetFile]
 
 
 def read_solver(path: str) -> SolverFile:
@@ -43,35 +49,41 @@ def read_solver(path: str) -> SolverFile:
     return file
 
 
-def solver_nets(param: Any, path: str) -> Tuple[List[Any], List[List[Any]]]:
-    """The layers of the solver's train net, and of each of its test nets, in Caffe's order."""
+def solver_nets(param: Any, path: str) -> Tuple[NetFile, List[NetFile]]:
+    """The solver's train net and its test nets, in Caffe's order."""
 
-    def layers(named: Tuple[str, Any], phase: str, state: Any) -> List[Any]:
-        file, net = named
-        net = type(net).FromString(net.SerializeToString())
-        net.state.MergeFrom(state)
-        found = phase_layers(net, phase)
-        check_python_layers(found, file)
-        check_fed(found, file, phase)
-        check_data(found, file)
-        return found
+    def read(name: str, field: str) -> NetFile:
+        return NetFile(name, read_prototxt(name, named_by=f"{field} of {path}"))
 
-    def read(name: str, field: str) -> Tuple[str, Any]:
-        return name, read_prototxt(name, named_by=f"{field} of {path}")
-
-    common = [(path, param.net_param)] if param.HasField("net_param") else []
+    common = [NetFile(path, param.net_param)] if param.HasField("net_param") else []
     common = [read(param.net, "net")] if param.net else common
     trains = [read(param.train_net, "train_net")] if param.train_net else common
-    trains = [(path, param.train_net_param)] if param.HasField("train_net_param") else trains
+    trains = [NetFile(path, param.train_net_param)] if param.HasField("train_net_param") else trains
     if not trains:
         raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
-    tests = [*((path, net) for net in param.test_net_param), *(read(name, "test_net") for name in param.test_net)]
+    tests = [NetFile(path, net) for net in param.test_net_param]
+    tests += [read(name, "test_net") for name in param.test_net]
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
     return (
-        layers(trains[0], "TRAIN", param.train_state),
-        [layers(test, "TEST", state) for test, state in zip(tests, states)],
+        of_phase(trains[0], "TRAIN", param.train_state),
+        [of_phase(test, "TEST", state) for test, state in zip(tests, states)],
     )
+
+
+def of_phase(file: NetFile, phase: str, state: Any) -> NetFile:
+    """The net as Caffe makes it in this phase and state, checked."""
+    net = type(file.net).FromString(file.net.SerializeToString())
+    net.state.MergeFrom(state)
+    layers = phase_layers(net, phase)
+    check_python_layers(layers, file.path)
+    check_fed(layers, file.path, phase)
+    check_data(layers, file.path)
+    del net.layer[:]
+    net.layer.extend(layers)
+    for layer in net.layer:
+        del layer.include[:], layer.exclude[:]  # their work is done
+    return NetFile(file.path, net)
 
 
 def check_fed(layers: Sequence[Any], path: str, phase: str) -> None:
@@ -105,7 +117,9 @@ class SeededSolver:
     """A solver of Caffe, each iteration and test of which draws from seeds of its own.
 
     Before each iteration the seeds of Caffe, the C library, NumPy and Python are set anew from the run's seed and the
-    iteration, so that no state of theirs needs to be kept to resume. Tests and snapshots are left to the caller.
+    iteration, so that no state of theirs needs to be kept to resume. A test net is made anew for each test, with the
+    same seeds, and so sees the same samples in the same way whenever that is. When to test, and what is kept, are left
+    to the caller.
 
     Parameters
     ----------
@@ -128,19 +142,25 @@ class SeededSolver:
         import caffe
 
         param = type(self.file.param).FromString(self.file.param.SerializeToString())
-        param.test_initialization = False
-        param.snapshot = param.display = 0
+        for field in ("train_net", "net_param", "test_net", "test_net_param", "test_iter", "test_interval"):
+            param.ClearField(field)
+        for field in ("test_state", "test_initialization", "snapshot"):
+            param.ClearField(field)
+        param.train_net_param.CopyFrom(self.file.train.net)
+        param.ClearField("net")
+        param.display = 0
         param.snapshot_prefix = self.prefix
         param.random_seed = self.seed
-        if self.file.test_layers:
-            param.test_interval = NEVER
-        path = f"{self.prefix}_solver.prototxt"
-        with open(path, "w", encoding="utf-8") as written:
-            written.write(str(param))
         reseed(self.seed)
-        nets = filter(None, [param.net, param.train_net, *param.test_net])
-        with python_layer_errors(" or ".join(dict.fromkeys(nets)) or self.file.path):
-            return caffe.get_solver(path)
+        with python_layer_errors(self.file.train.path):
+            return caffe.get_solver(self.write(param))
+
+    def write(self, message: Any) -> str:
+        """A prototxt of this message, for Caffe to read; its path."""
+        path = f"{self.prefix}_caffe.prototxt"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(str(message))
+        return path
 
     @property
     def iteration(self) -> int:
@@ -161,21 +181,23 @@ class SeededSolver:
         weights = self.net.blob_loss_weights
         return sum(float(self.net.blobs[name].data.sum()) * weights[name] for name in self.net.blobs if weights[name])
 
-    def prepare_test(self, number: int) -> None:
-        """Give test net `number` the weights and the seeds of this iteration."""
-        reseed(self.seed, number + 1, self.iteration)
-        self.caffe_solver.test_nets[number].share_with(self.net)
+    def make_test_net(self, number: int) -> Any:
+        """Test net `number`, at the beginning of its data."""
+        import caffe
 
-    def fast_forward(self, tests: Sequence[int], stop: Sequence[int]) -> None:
-        """Put the data of all nets where they were in this iteration, after tests at the iterations `tests`.
+        reseed(self.seed, number + 1)
+        with python_layer_errors(self.file.tests[number].path):
+            return caffe.Net(self.write(self.file.tests[number].net), caffe.TEST)
 
-        Gives up once `stop` is not empty.
-        """
+    def begin_test(self, net: Any, number: int) -> None:
+        """Give test net `number` the weights of the net that is trained, and the seeds of every test."""
+        net.share_with(self.net)
+        reseed(self.seed, number + 1)
+
+    def fast_forward(self, stop: Sequence[int]) -> None:
+        """Put the data where they were in this iteration; gives up once `stop` is not empty."""
         moments = [(self.seed, 0, iteration) for iteration in range(self.iteration)]
-        fast_forward(self.net, self.file.train_layers, moments, self.file.param.iter_size, stop)
-        for number, net in enumerate(self.caffe_solver.test_nets):
-            moments = [(self.seed, number + 1, iteration) for iteration in tests]
-            fast_forward(net, self.file.test_layers[number], moments, self.file.param.test_iter[number], stop)
+        fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, stop)
 
 
 def reseed(*key: int) -> None:

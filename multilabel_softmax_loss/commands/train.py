@@ -113,7 +113,7 @@ def train(
             folder.lock()
             folder.clean()
             if manifest is None:
-                write_preprocessing(folder.path, file.train_layers, preprocessing)
+                write_preprocessing(folder.path, file.train.net.layer, preprocessing)
             with prefix.inside(folder.path):
                 return training.run(manifest)
     finally:
@@ -148,10 +148,9 @@ class Training:
         self, solver: SeededSolver, folder: RunFolder, stop: List[int], best_by: Optional[str], k: Optional[int]
     ):
         self.solver, self.folder, self.stop = solver, folder, stop
-        self.tests = [TestNet(solver, number, k) for number in range(len(solver.file.test_layers))]
+        self.tests = [TestNet(solver, number, k) for number in range(len(solver.file.tests))]
         self.test_columns = [column for test in self.tests for column in test.columns]
         self.best = Best(self.test_columns, best_by, solver.file.path)
-        self.tested: List[int] = []  # the iterations at which the test nets were run
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
         self.curves = Curves(folder.curves_path, solver.losses, self.test_columns)
@@ -184,9 +183,9 @@ class Training:
         check_layers(self.solver.net, read_weights(self.weights), self.weights, path, remedy)
         self.folder.restore(self.solver.caffe_solver, manifest)
         self.saved = self.solver.iteration
-        self.tested, self.seconds = manifest["tests"], manifest["seconds"]
+        self.seconds = manifest["seconds"]
         self.best.resume(self.folder.best() or manifest["best"])
-        self.solver.fast_forward(self.tested, self.stop)
+        self.solver.fast_forward(self.stop)
         say(f"Resumed {self.folder.path} at iteration {self.solver.iteration}.")
 
     def loop(self) -> None:
@@ -267,12 +266,7 @@ class Training:
             text = f"iteration {self.solver.iteration}: the weights of layer {layer!r} are not finite. Lower base_lr."
             raise Diverged(self.last_good(text))
         self.history.flush()
-        record = {
-            "seed": self.solver.seed,
-            "tests": self.tested,
-            "seconds": self.seconds,
-            "best": self.best.record,
-        }
+        record = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record}
         self.weights = self.folder.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 
@@ -293,7 +287,6 @@ class Training:
             if figures is None:
                 return False
             values.update(figures)
-        self.tested.append(iteration)
         row.update(values)
         record = self.best.update(values, iteration)
         if record:

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
+from ..nets.data_layers import batch_size, count_samples, is_lmdb, sources
 from ..nets.heads import Head, find_heads, unsaturated
 from . import metrics
 from .solver import SeededSolver, scalar_outputs
@@ -28,10 +29,11 @@ class TestNet:
 
     def __init__(self, solver: SeededSolver, number: int, k: Optional[int]):
         self.solver, self.number = solver, number
-        self.net = solver.caffe_solver.test_nets[number]
+        self.net: Any = solver.make_test_net(number)
         self.batches = solver.file.param.test_iter[number]
+        layers = solver.file.tests[number].net.layer
         self.outputs = scalar_outputs(self.net)
-        self.head = find_head(self.net, solver.file.test_layers[number])
+        self.head = find_head(self.net, layers)
         names = list(self.outputs)
         if self.head is not None:
             classes = self.net.blobs[self.head.scores].data.shape[self.head.axis]
@@ -39,8 +41,9 @@ class TestNet:
             if not 1 <= self.k <= classes:
                 raise UsageError(f"-k is {self.k}; expected 1 to {classes}, the number of classes.")
             names += [*RANKING, f"CF1@{self.k}", f"OF1@{self.k}"]
-        start = "test_" if len(solver.file.test_layers) == 1 else f"test{number}_"
+        start = "test_" if len(solver.file.tests) == 1 else f"test{number}_"
         self.columns = [start + name for name in names]
+        tell_coverage(layers, self.batches)
 
     def run(self, stop: Sequence[int]) -> Optional[Dict[str, float]]:
         """The figures by column; None if the run was asked to end meanwhile.
@@ -49,19 +52,20 @@ class TestNet:
         ------
         NotFiniteError : scores are not finite.
         """
-        self.solver.prepare_test(self.number)
+        net, self.net = self.net or self.solver.make_test_net(self.number), None
+        self.solver.begin_test(net, self.number)
         sums = np.zeros(len(self.outputs))
         rows = []
         for _ in range(self.batches):
             if stop:
                 return None
-            self.net.forward()
-            sums += [float(self.net.blobs[name].data) for name in self.outputs]
+            net.forward()
+            sums += [float(net.blobs[name].data) for name in self.outputs]
             if self.head is not None:
-                scores = self.net.blobs[self.head.scores].data
+                scores = net.blobs[self.head.scores].data
                 if not np.isfinite(scores).all():
                     raise NotFiniteError(f"the TEST net's {self.head.scores!r} is not finite.")
-                rows.append(self.head.rows(scores, self.net.blobs[self.head.labels].data))
+                rows.append(self.head.rows(scores, net.blobs[self.head.labels].data))
         figures = list(sums / self.batches)
         if self.head is not None:
             truth, log_odds, known = (np.concatenate(parts) for parts in zip(*rows))
@@ -87,6 +91,19 @@ def find_head(net: Any, layers: Sequence[Any]) -> Optional[Head]:
     if len(heads) > 1:
         say(f"The TEST net has {len(heads)} losses; the metrics are those of {head.scores!r}, by {head.activation}.")
     return head
+
+
+def tell_coverage(layers: Sequence[Any], batches: int) -> None:
+    """Say where a test leaves out a part of the data, or counts one twice, as Caffe's test_iter has it."""
+    readers = [layer for layer in sources(layers) if layer.type == "HDF5Data" or is_lmdb(layer)]
+    for samples, size in dict.fromkeys((count_samples(layer), batch_size(layer)) for layer in readers):
+        seen, needed = batches * size, math.ceil(samples / size)
+        told = f"A test is test_iter {batches} x batch_size {size} = {seen} samples of the {samples} that there are"
+        if seen < samples:
+            say(f"{told}: {samples - seen} are never tested. test_iter {needed} reaches all.")
+        elif seen > samples:
+            again = min(seen - samples, samples)
+            say(f"{told}: {again} count more than once. A batch_size that divides {samples} counts each once.")
 
 
 class Best:

@@ -59,3 +59,31 @@ def test_of_two_losses_the_metrics_are_those_of_the_one_that_weighs_most(tmp_pat
     train(make_run(tmp_path, loss=OURS % "" + second, max_iter=3), out=str(tmp_path / "run"))
     assert "The TEST net has 2 losses; the metrics are those of 'scores', by sigmoid." in capsys.readouterr().out
     assert rows_of(tmp_path / "run")[-1]["test_mAP"]
+
+
+def test_equal_weights_have_equal_figures_whatever_was_tested_before(tmp_path, no_pictures):
+    solver = make_run(tmp_path, base_lr=0, max_iter=4)  # 3 x 10 of 37 samples: the next test would begin amid them
+    text = Path(solver).read_text().replace("test_iter: 4", "test_iter: 3").replace("l: 10", "l: 1")
+    Path(solver).write_text(text)
+    net = tmp_path / "train_val.prototxt"
+    shuffled = net.read_text().replace("batch_size: 10 shuffle: false", "batch_size: 10 shuffle: true")
+    net.write_text(shuffled)
+    train(solver, out=str(tmp_path / "run"))
+    tests = [{name: row[name] for name in row if name.startswith("test")} for row in rows_of(tmp_path / "run")]
+    assert len(tests) == 5
+    assert all(test == tests[0] for test in tests)
+    assert float(tests[0]["test_loss"]) > 0
+
+
+@pytest.mark.parametrize(
+    "test_iter, words",
+    [
+        pytest.param(3, "= 30 samples of the 37 that there are: 7 are never tested. test_iter 4 reaches all", id="few"),
+        pytest.param(4, "= 40 samples of the 37 that there are: 3 count more than once", id="many"),
+    ],
+)
+def test_samples_that_a_test_leaves_out_or_counts_twice_are_said(tmp_path, capsys, no_pictures, test_iter, words):
+    solver = make_run(tmp_path, max_iter=1)
+    Path(solver).write_text(Path(solver).read_text().replace("test_iter: 4", f"test_iter: {test_iter}"))
+    train(solver, out=str(tmp_path / "run"))
+    assert words in capsys.readouterr().out
