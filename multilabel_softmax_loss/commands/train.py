@@ -47,7 +47,8 @@ def add_arguments(parser: Any) -> None:
     start.add_argument("--resume", action="store_true", help="go on from the newest complete snapshot in DIR")
     out = "folder of the run (default: the folder of snapshot_prefix, else SOLVER_run)"
     parser.add_argument("--out", metavar="DIR", help=out)
-    parser.add_argument("--best-by", metavar="METRIC", help="a column of the test (default: test_mAP, else its first)")
+    best_by = "a column of the test (default: test_mAP, else its first); METRIC:lower where a low one is better"
+    parser.add_argument("--best-by", metavar="METRIC", help=best_by)
     parser.add_argument("-k", type=int, help="CF1@k and OF1@k decide for the k likeliest (default: 3)")
     parser.add_argument("--preprocessing", metavar="FILE", help="JSON file for `predict`, kept beside the weights")
 
@@ -149,11 +150,11 @@ class Training:
     ):
         self.solver, self.folder, self.stop = solver, folder, stop
         self.tests = [TestNet(solver, number, k) for number in range(len(solver.file.tests))]
-        self.test_columns = [column for test in self.tests for column in test.columns]
+        self.test_columns = {name: better for test in self.tests for name, better in test.columns.items()}
         self.best = Best(self.test_columns, best_by, solver.file.path)
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
-        self.curves = Curves(folder.curves_path, solver.losses, self.test_columns)
+        self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
 
     def run(self, manifest: Optional[Dict[str, Any]]) -> Dict[str, Any]:
         """Train from the beginning, or from the snapshot of this manifest; what `train` returns."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
 from ..nets.data_layers import batch_size, count_samples, is_lmdb, sources
-from ..nets.heads import Head, find_heads, unsaturated
+from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
 from . import metrics
 from .solver import SeededSolver, scalar_outputs
 from .terminal import say
 
-RANKING = ("mAP", "LRAP", "coverage")
-LOWER_IS_BETTER = ("loss", "coverage", "error")
+RANKING = {"mAP": "higher", "LRAP": "higher", "coverage": "lower"}
 
 
 class TestNet:
@@ -23,6 +22,7 @@ class TestNet:
 
     `columns` names its figures in the history: the means of its scalar outputs, then the metrics of its scores, where
     it has a loss whose labels are known. They begin with "test_", or with "test0_" and so on where there are several.
+    It says whether a "higher" or a "lower" one is better, None where that is not known.
     """
 
     __test__ = False  # this is no class of tests for pytest
@@ -34,15 +34,15 @@ class TestNet:
         layers = solver.file.tests[number].net.layer
         self.outputs = scalar_outputs(self.net)
         self.head = find_head(self.net, layers)
-        names = list(self.outputs)
+        names = {name: better_way(self.net, layers, name) for name in self.outputs}
         if self.head is not None:
             classes = self.net.blobs[self.head.scores].data.shape[self.head.axis]
             self.k = min(3, classes) if k is None else k
             if not 1 <= self.k <= classes:
                 raise UsageError(f"-k is {self.k}; expected 1 to {classes}, the number of classes.")
-            names += [*RANKING, f"CF1@{self.k}", f"OF1@{self.k}"]
+            names.update({**RANKING, f"CF1@{self.k}": "higher", f"OF1@{self.k}": "higher"})
         start = "test_" if len(solver.file.tests) == 1 else f"test{number}_"
-        self.columns = [start + name for name in names]
+        self.columns = {start + name: better for name, better in names.items()}
         tell_coverage(layers, self.batches)
 
     def run(self, stop: Sequence[int]) -> Optional[Dict[str, float]]:
@@ -106,35 +106,84 @@ def tell_coverage(layers: Sequence[Any], batches: int) -> None:
             say(f"{told}: {again} count more than once. A batch_size that divides {samples} counts each once.")
 
 
-class Best:
-    """The best test of a run so far, by one column of its figures; `record` says when it was, and its value."""
+def better_way(net: Any, layers: Sequence[Any], name: str) -> Optional[str]:
+    """Whether a "higher" or a "lower" value of a net's output is better, by the layer that makes it; None: unknown."""
+    maker = next(layer for layer in reversed(layers) if name in layer.top)
+    if maker.type == "Accuracy":
+        return "higher"
+    weight = net.blob_loss_weights[name]
+    if weight:
+        return "lower" if weight > 0 else "higher"
+    is_loss = maker.type.endswith("Loss") or maker.python_param.layer in PYTHON_LOSSES
+    return "lower" if is_loss and maker.top[0] == name else None
 
-    def __init__(self, columns: Sequence[str], chosen: Optional[str], path: str):
-        self.column = choose_column(columns, chosen, path)
+
+class Best:
+    """The best test of a run so far, by one column of its figures; `record` says when it was, and its value.
+
+    Parameters
+    ----------
+    columns : the columns of the tests, and whether "higher" or "lower" is better, None where that is not known.
+    chosen : the column that decides, with or without its "test_", and ":higher" or ":lower" after it if need be. Else
+        it is the first mAP, or the first of which it is known what is better.
+    path : of the solver, for errors.
+
+    Raises
+    ------
+    UsageError : there is no such column, or nothing says whether it should be high or low.
+    """
+
+    def __init__(self, columns: Dict[str, Optional[str]], chosen: Optional[str], path: str):
         self.record: Optional[Dict[str, Any]] = None
+        self.column: Optional[str]
+        self.better: Optional[str]
+        if chosen is not None:
+            self.column, self.better = choose_column(columns, chosen, path)
+            return
+        known = [name for name, better in columns.items() if better]
+        self.column = next((name for name in known if name.endswith("_mAP")), known[0] if known else None)
+        self.better = columns[self.column] if self.column else None
+        if columns and not known:
+            name = short_name(next(iter(columns)))
+            names = ", ".join(map(short_name, columns))
+            say(
+                f"No best weights are kept, since nothing tells whether {names} should be high or low. "
+                f"--best-by {name}:lower or {name}:higher does."
+            )
 
     def update(self, values: Dict[str, float], iteration: int) -> Optional[Dict[str, Any]]:
         """The new record if this test is better than all before it, else None."""
         if self.column is None or not math.isfinite(values[self.column]):
             return None
         value = values[self.column]
-        sign = -1 if any(word in self.column.lower() for word in LOWER_IS_BETTER) else 1
+        sign = -1 if self.better == "lower" else 1
         if self.record is not None and sign * value <= sign * self.record["value"]:
             return None
-        self.record = {"metric": self.column, "value": value, "iteration": iteration}
+        self.record = {"metric": self.column, "better": self.better, "value": value, "iteration": iteration}
         return self.record
 
     def resume(self, record: Optional[Dict[str, Any]]) -> None:
-        """Take up what was best so far, if that was by the same column."""
-        self.record = record if record is not None and record["metric"] == self.column else None
+        """Take up what was best so far, if that was by the same column, in the same direction."""
+        same = record is not None and (record["metric"], record.get("better")) == (self.column, self.better)
+        self.record = record if same else None
 
 
-def choose_column(columns: Sequence[str], chosen: Optional[str], path: str) -> Optional[str]:
-    """The column of that name, with or without its "test_"; else the first mAP, or the first of all."""
-    if chosen is None:
-        return next((name for name in columns if name.endswith("_mAP")), columns[0] if columns else None)
-    shorter = [name[name.index("_") + 1 :] for name in columns]
-    for name, short in zip(columns, shorter):
-        if chosen in (name, short):
-            return name
-    raise unknown_name("test metric", chosen, shorter or ["no test net"], path)
+def choose_column(columns: Dict[str, Optional[str]], chosen: str, path: str) -> Tuple[str, str]:
+    """The column that --best-by names, and whether "higher" or "lower" is better."""
+    wanted, colon, better = chosen.rpartition(":")
+    if not colon or better not in ("higher", "lower"):
+        wanted, better = chosen, ""
+    found = next((name for name in columns if wanted in (name, short_name(name))), None)
+    if found is None:
+        raise unknown_name("test metric", wanted, [short_name(name) for name in columns] or ["no test net"], path)
+    if not better and not columns[found]:
+        raise UsageError(
+            f"{path}: nothing tells whether {wanted!r} should be high or low, as neither a loss nor an Accuracy makes it; "
+            f"expected --best-by {wanted}:lower or --best-by {wanted}:higher."
+        )
+    return found, better or str(columns[found])
+
+
+def short_name(column: str) -> str:
+    """A column without its "test_"."""
+    return column[column.index("_") + 1 :]

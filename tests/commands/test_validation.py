@@ -7,6 +7,8 @@ import pytest
 from support.tiny_nets import OURS, SIGMOID, make_labels, make_run, rows_of, write_hdf5
 
 from multilabel_softmax_loss.commands.train import Diverged, train
+from multilabel_softmax_loss.commands.validation import Best
+from multilabel_softmax_loss.errors import UsageError
 
 
 def test_test_metrics_are_those_that_evaluate_gives(tmp_path, no_pictures):
@@ -87,3 +89,71 @@ def test_samples_that_a_test_leaves_out_or_counts_twice_are_said(tmp_path, capsy
     Path(solver).write_text(Path(solver).read_text().replace("test_iter: 4", f"test_iter: {test_iter}"))
     train(solver, out=str(tmp_path / "run"))
     assert words in capsys.readouterr().out
+
+
+METRIC = """import caffe
+
+class Metric(caffe.Layer):
+    def setup(self, bottom, top): pass
+    def reshape(self, bottom, top): top[0].reshape()
+    def forward(self, bottom, top): top[0].data[...] = 1
+    def backward(self, *arguments): pass
+"""
+
+
+def add_outputs(folder):
+    """Outputs whose names tell nothing, or lie: an Accuracy, losses of all kinds, and one that nobody knows."""
+    (folder / "own_metric.py").write_text(METRIC)
+    target = 'layer { name: "t" type: "%s" bottom: "scores" bottom: "label" top: "%s" %s }\n'
+    own = 'python_param { module: "own_metric" layer: "Metric" }'
+    net = folder / "train_val.prototxt"
+    net.write_text(
+        net.read_text()
+        + 'layer { name: "arg" type: "ArgMax" bottom: "label" top: "class" argmax_param { axis: 1 } }\n'
+        + 'layer { name: "a" type: "Accuracy" bottom: "scores" bottom: "class" top: "loss3/top-1" }\n'
+        + target % ("EuclideanLoss", "score", "")
+        + target % ("EuclideanLoss", "mse", "loss_weight: 0")
+        + target % ("Python", "own_loss", f"loss_weight: 0.5 {own}")
+        + target % ("Python", "own", own)
+    )
+
+
+@pytest.mark.parametrize(
+    "best_by, better",
+    [
+        pytest.param("loss3/top-1", "higher", id="Accuracy"),
+        pytest.param("score", "lower", id="loss"),
+        pytest.param("mse", "lower", id="loss that is not descended"),
+        pytest.param("own_loss", "lower", id="Python layer with loss_weight"),
+        pytest.param("test_coverage", "lower", id="metric"),
+        pytest.param("own:higher", "higher", id="as told"),
+        pytest.param("own:lower", "lower", id="as told, lower"),
+        pytest.param(None, "higher", id="mAP by default"),
+    ],
+)
+def test_what_is_better_is_told_by_the_layer_that_makes_it(tmp_path, monkeypatch, no_pictures, best_by, better):
+    solver = make_run(tmp_path, max_iter=1)
+    add_outputs(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert train(solver, out=str(tmp_path / "run"), best_by=best_by)["best"]["better"] == better
+
+
+def test_where_nothing_tells_what_is_better_train_asks(tmp_path, monkeypatch):
+    solver = make_run(tmp_path)
+    add_outputs(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="expected --best-by own:lower or --best-by own:higher"):
+        train(solver, out=str(tmp_path / "run"), best_by="own")
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_without_a_known_column_is_none_and_says_so(capsys):
+    best = Best({"test_own": None}, None, "solver.prototxt")
+    assert best.update({"test_own": 1.0}, 0) is None
+    assert "--best-by own:lower or own:higher does" in capsys.readouterr().out
+
+
+def test_a_resumed_best_is_of_the_same_direction():
+    lower, higher = (Best({"test_own": None}, f"own:{way}", "solver.prototxt") for way in ("lower", "higher"))
+    higher.resume(lower.update({"test_own": 1.0}, 0))
+    assert higher.record is None
