@@ -49,6 +49,11 @@ def table(name, times):
     return "\n".join(lines) + "\n"
 
 
+def times_longer(entry, own):
+    ratio = entry["median"] / own["median"]
+    return f"{ratio:.0f}x" if ratio > 9.95 else f"{ratio:.2g}x"
+
+
 def readme_table(results):
     """README's table in Markdown: times in training, and how many times longer the others take, trained, one thread."""
     n = results["threads"]
@@ -63,7 +68,7 @@ def readme_table(results):
         cells = [title(name), cell(untrained[own]), cell(trained[own]), cell(trained[f"ours, softmax, {most}"])]
         for other in others:
             entry = trained.get(f"{other}, 1 thread")
-            cells.append(f"{entry['median'] / trained[own]['median']:.3g}x" if entry else "-")
+            cells.append(times_longer(entry, trained[own]) if entry else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
