@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 from ..errors import UsageError
 from ..files import PICTURES, check_output, read_lines, write_text
 from . import metrics
-from .arguments import add_head_arguments
+from .arguments import add_head_arguments, add_positive_argument
 from .outputs import net_outputs
 from .pictures import draw
 from .report import as_json, evaluation, table
@@ -37,6 +37,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--phase", choices=("TEST", "TRAIN"), default="TEST", help="whose data (default: %(default)s)")
     add_head_arguments(parser)
     parser.add_argument("--labels", metavar="BLOB", help="the blob of labels (default: what the loss layer takes)")
+    add_positive_argument(parser)
     parser.add_argument(
         "-k", type=whole_numbers, metavar="K[,K...]", help="decide for the K likeliest (default: 3), as in -k 1,3"
     )
@@ -70,6 +71,7 @@ def run(arguments: Any) -> int:
         scores=arguments.scores,
         labels=arguments.labels,
         activation=arguments.activation,
+        positive_above=arguments.positive_above,
     )
     check_arguments(arguments, names, truth.shape[1])
     levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head) if thresholds else None

@@ -36,8 +36,9 @@ def net_outputs(
     scores: Optional[str] = None,
     labels: Optional[str] = None,
     activation: Optional[str] = None,
+    positive_above: Optional[float] = None,
 ) -> Outputs:
-    """Labels and scores of every sample of the net's data, in order."""
+    """Labels and scores of every sample of the net's data, in order; `positive_above` as `positives` takes it."""
     net = read_prototxt(path)
     layers = phase_layers(net, phase)
     head = unsaturated(choose_head(layers, path, scores, labels, activation), layers)
@@ -45,7 +46,32 @@ def net_outputs(
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase)
-    return Outputs(*collect(load_net(net, path, phase, weights), net, head, count, path), head)
+    found, log_odds, known = collect(load_net(net, path, phase, weights), net, head, count, path)
+    truth = positives(found, known, head.labels, positive_above)
+    if truth.shape[1] < 2:
+        raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
+    if not truth.any():
+        raise UsageError(f"blob {head.labels!r} holds no positive label in {count} samples; there is nothing to find.")
+    return Outputs(truth, log_odds, known, head)
+
+
+def positives(labels: np.ndarray, known: np.ndarray, blob: str, above: Optional[float] = None) -> np.ndarray:
+    """True where a known label counts as positive: above a number, or not 0 where all that are not 0 are equal.
+
+    Raises
+    ------
+    UsageError : no number is given, and the labels, of the blob `blob`, have more values.
+    """
+    if above is not None:
+        return (labels > above) & known
+    lowest, highest = labels.min(initial=np.inf, where=labels > 0), labels.max(initial=0)
+    if highest > 0 and (lowest < highest or (highest != 1 and labels.all(where=known))):
+        raise UsageError(
+            f"blob {blob!r} holds labels from {labels.min(initial=np.inf, where=known):g} to {highest:g}, and which of "
+            "them count as positive is known only of 0 and one other value. Say it, as in --positive-above 0.5 (or 0, "
+            "if every label that is not 0 does)."
+        )
+    return labels > 0
 
 
 def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> None:
@@ -91,9 +117,5 @@ def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[n
         if not (scores < np.inf).all():  # -inf masks a class
             raise UsageError(f"blob {head.scores!r} is not finite for samples {start} to {start + len(scores) - 1}.")
         parts.append(head.rows(scores, labels))
-    truth, log_odds, known = (np.concatenate(arrays) for arrays in zip(*parts))
-    if truth.shape[1] < 2:
-        raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
-    if not truth.any():
-        raise UsageError(f"blob {head.labels!r} holds no positive label in {count} samples; there is nothing to find.")
-    return truth, log_odds, known
+    labels, log_odds, known = (np.concatenate(arrays) for arrays in zip(*parts))
+    return labels, log_odds, known

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional
 from ..errors import NotFiniteError, UsageError, shortlist
 from ..nets.python_layers import LAYER_ERRORS
 from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
+from .arguments import add_positive_argument
 from .child import handling
 from .curves import Curves
 from .history import History
@@ -50,6 +51,7 @@ def add_arguments(parser: Any) -> None:
     best_by = "a column of the test (default: test_mAP, else its first); METRIC:lower where a low one is better"
     parser.add_argument("--best-by", metavar="METRIC", help=best_by)
     parser.add_argument("-k", type=int, help="CF1@k and OF1@k decide for the k likeliest (default: 3)")
+    add_positive_argument(parser)
     parser.add_argument("--preprocessing", metavar="FILE", help="JSON file for `predict`, kept beside the weights")
 
 
@@ -62,6 +64,7 @@ def run(arguments: Any) -> int:
             resume=arguments.resume,
             best_by=arguments.best_by,
             k=arguments.k,
+            positive_above=arguments.positive_above,
             preprocessing=arguments.preprocessing,
         )
     except Diverged as error:
@@ -77,6 +80,7 @@ def train(
     resume: bool = False,
     best_by: Optional[str] = None,
     k: Optional[int] = None,
+    positive_above: Optional[float] = None,
     preprocessing: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Train as the command does; the keywords are its options.
@@ -106,7 +110,7 @@ def train(
                 folder.check_unused()
             manifest = folder.newest(say) if resume else None
             seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))
-            training = Training(seeded, folder, stop, best_by, k)
+            training = Training(seeded, folder, stop, best_by, k, positive_above)
             if weights is not None:
                 fresh = copy_matching(seeded.net, weights, solver)
                 if fresh:
@@ -146,10 +150,16 @@ class Training:
     """A solver, its place in the run, and what is recorded of it."""
 
     def __init__(
-        self, solver: SeededSolver, folder: RunFolder, stop: List[int], best_by: Optional[str], k: Optional[int]
+        self,
+        solver: SeededSolver,
+        folder: RunFolder,
+        stop: List[int],
+        best_by: Optional[str],
+        k: Optional[int],
+        positive_above: Optional[float],
     ):
         self.solver, self.folder, self.stop = solver, folder, stop
-        self.tests = [TestNet(solver, number, k) for number in range(len(solver.file.tests))]
+        self.tests = [TestNet(solver, number, k, positive_above) for number in range(len(solver.file.tests))]
         self.test_columns = {name: better for test in self.tests for name, better in test.columns.items()}
         self.best = Best(self.test_columns, best_by, solver.file.path)
         self.seconds = 0.0

@@ -11,6 +11,7 @@ from ..errors import NotFiniteError, UsageError, unknown_name
 from ..nets.data_layers import batch_size, count_samples, is_lmdb, sources
 from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
 from . import metrics
+from .outputs import positives
 from .solver import SeededSolver, scalar_outputs
 from .terminal import say
 
@@ -27,8 +28,9 @@ class TestNet:
 
     __test__ = False  # this is no class of tests for pytest
 
-    def __init__(self, solver: SeededSolver, number: int, k: Optional[int]):
-        self.solver, self.number = solver, number
+    def __init__(self, solver: SeededSolver, number: int, k: Optional[int], positive_above: Optional[float] = None):
+        self.solver, self.number, self.positive_above = solver, number, positive_above
+        self.told = False
         self.net: Any = solver.make_test_net(number)
         self.batches = solver.file.param.test_iter[number]
         layers = solver.file.tests[number].net.layer
@@ -47,6 +49,8 @@ class TestNet:
 
     def run(self, stop: Sequence[int]) -> Optional[Dict[str, float]]:
         """The figures by column; None if the run was asked to end meanwhile.
+
+        Where it is not known which labels count as positive, the metrics are left out.
 
         Raises
         ------
@@ -68,14 +72,20 @@ class TestNet:
                 rows.append(self.head.rows(scores, net.blobs[self.head.labels].data))
         figures = list(sums / self.batches)
         if self.head is not None:
-            truth, log_odds, known = (np.concatenate(parts) for parts in zip(*rows))
-            if not truth.any():
-                say(f"The TEST net's {self.head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")
-            figures += self.metrics(truth, log_odds, known)
+            figures += self.metrics(self.head, *(np.concatenate(parts) for parts in zip(*rows)))
         return dict(zip(self.columns, figures))
 
-    def metrics(self, truth: np.ndarray, log_odds: np.ndarray, known: np.ndarray) -> List[float]:
-        """The metrics of rows as `Head.rows` makes them."""
+    def metrics(self, head: Head, labels: np.ndarray, log_odds: np.ndarray, known: np.ndarray) -> List[float]:
+        """The metrics of rows as `Head.rows` makes them; none where the labels do not say which are positive."""
+        try:
+            truth = positives(labels, known, str(head.labels), self.positive_above)
+        except UsageError as error:
+            if not self.told:
+                say(f"No metrics of the TEST net: {error}")
+            self.told = True
+            return []
+        if not truth.any():
+            say(f"The TEST net's {head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")
         ranking = metrics.ranking_metrics(truth, log_odds, known)
         decisions = metrics.decision_metrics(truth, metrics.top_k(log_odds, self.k), known)
         return [*(ranking[name] for name in RANKING), decisions["CF1"], decisions["OF1"]]
@@ -134,6 +144,7 @@ class Best:
     """
 
     def __init__(self, columns: Dict[str, Optional[str]], chosen: Optional[str], path: str):
+        self.columns, self.chosen = columns, chosen
         self.record: Optional[Dict[str, Any]] = None
         self.column: Optional[str]
         self.better: Optional[str]
@@ -141,8 +152,7 @@ class Best:
             self.column, self.better = choose_column(columns, chosen, path)
             return
         known = [name for name, better in columns.items() if better]
-        self.column = next((name for name in known if name.endswith("_mAP")), known[0] if known else None)
-        self.better = columns[self.column] if self.column else None
+        self.decide_by(next((name for name in known if name.endswith("_mAP")), known[0] if known else None))
         if columns and not known:
             name = short_name(next(iter(columns)))
             names = ", ".join(map(short_name, columns))
@@ -151,8 +161,18 @@ class Best:
                 f"--best-by {name}:lower or {name}:higher does."
             )
 
+    def decide_by(self, column: Optional[str]) -> None:
+        self.column, self.better = column, self.columns[column] if column else None
+
     def update(self, values: Dict[str, float], iteration: int) -> Optional[Dict[str, Any]]:
-        """The new record if this test is better than all before it, else None."""
+        """The new record if this test is better than all before it, else None.
+
+        Where a test has no metrics, its first figure of which it is known what is better decides.
+        """
+        if self.column is not None and self.column not in values:
+            if self.chosen is not None:
+                raise UsageError(f"--best-by {self.chosen}: the test has no such figure, for the reason above.")
+            self.decide_by(next((name for name in values if self.columns[name]), None))
         if self.column is None or not math.isfinite(values[self.column]):
             return None
         value = values[self.column]
@@ -164,6 +184,8 @@ class Best:
 
     def resume(self, record: Optional[Dict[str, Any]]) -> None:
         """Take up what was best so far, if that was by the same column, in the same direction."""
+        if record is not None and self.chosen is None and self.columns.get(record["metric"]):
+            self.decide_by(record["metric"])  # as the labels decided then
         same = record is not None and (record["metric"], record.get("better")) == (self.column, self.better)
         self.record = record if same else None
 

@@ -70,10 +70,14 @@ class Head:
         return self.probability(self.log_odds(scores))
 
     def rows(self, scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A batch as (truth, log_odds, known), each (positions, C), as metrics.py takes them.
+        """A batch as (labels, log_odds, known), each (positions, C).
 
-        A label above 0 is a positive, one equal to `ignore_label` unknown; positions of which all is unknown are left
-        out.
+        Labels are those of the blob, or 1 and 0 where it holds classes; one equal to `ignore_label` is unknown, and 0.
+        Positions of which all is unknown are left out.
+
+        Raises
+        ------
+        UsageError : a label is none that the loss may be given: not finite, negative, above 1 for a sigmoid, no class.
         """
         axis = self.axis % scores.ndim
         classes = scores.shape[axis]
@@ -84,11 +88,24 @@ class Head:
                 raise self.misfit(labels, scores, f"{scores.shape}")
             labels = np.moveaxis(labels.reshape(scores.shape), axis, -1).reshape(-1, classes)
             known = np.ones(labels.shape, bool) if ignore is None else labels != ignore
-            truth = (labels > 0) & known
+            labels = np.where(known, labels, np.float32(0))
+            self.check_labels(labels)
         else:
-            truth, known = self.index_rows(labels, scores, axis, ignore)
+            labels, known = self.index_rows(labels, scores, axis, ignore)
         some = known.any(axis=1)
-        return truth[some], log_odds[some], known[some]
+        return labels[some], log_odds[some], known[some]
+
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Raise a UsageError for a label (positions, C) that is not finite, negative, or too high for the loss."""
+        highest = 1.0 if self.activation == "sigmoid" else np.finfo(np.float32).max
+        wrong = ~((labels >= 0) & (labels <= highest))
+        if wrong.any():
+            position, k = np.argwhere(wrong)[0]
+            expected = "from 0 to 1" if self.activation == "sigmoid" else "that are finite and not negative"
+            raise UsageError(
+                f"blob {self.labels!r} holds {labels[position, k]:g} (class {k}, row {position} of a batch); expected "
+                f"labels {expected}. What is unknown may be a whole number that the loss names as its ignore_label."
+            )
 
     def index_rows(
         self, labels: np.ndarray, scores: np.ndarray, axis: int, ignore: Optional[np.float32]
@@ -103,19 +120,19 @@ class Head:
         indices = np.moveaxis(labels.reshape(shape), axis, -1).reshape(positions, width)
         padding = np.float32(-1) if self.label_format == "indices" and ignore is None else ignore
         used = np.ones(indices.shape, bool) if padding is None else indices != padding
-        wrong = used & ~((indices >= 0) & (indices < classes))
+        wrong = used & ~((indices >= 0) & (indices < classes) & (indices == np.floor(indices)))
         if wrong.any():
             raise UsageError(
                 f"blob {self.labels!r} holds {indices[wrong][0]:g}; expected class indices from 0 to {classes - 1}, "
                 f"as blob {self.scores!r} has {classes} scores."
             )
-        truth = np.zeros((positions, classes), bool)
+        dense = np.zeros((positions, classes), np.float32)
         row, place = np.nonzero(used)
-        truth[row, indices[row, place].astype(np.int64)] = True
-        known = np.ones(truth.shape, bool)
+        dense[row, indices[row, place].astype(np.int64)] = 1
+        known = np.ones(dense.shape, bool)
         if self.label_format == "class":
             known[~used[:, 0]] = False
-        return truth, known
+        return dense, known
 
     def misfit(self, labels: np.ndarray, scores: np.ndarray, expected: str) -> UsageError:
         return UsageError(

@@ -169,6 +169,42 @@ def test_saturated_scores_are_ranked_as_scikit_learn_ranks_them(trained, tmp_pat
     assert found["mAP"] > 1.1 * average_precision_score(outputs.truth, outputs.probs)
 
 
+@pytest.mark.parametrize(
+    "low, high, positive_above",
+    [
+        pytest.param(0, 1, None, id="0 and 1"),
+        pytest.param(0, 0.25, None, id="0 and one other value"),
+        pytest.param(0.05, 0.95, 0.5, id="smoothed"),
+        pytest.param(0.6, 0.9, 0.7, id="all above a half"),
+    ],
+)
+def test_soft_labels_count_as_the_hard_ones_they_stand_for(trained, tmp_path, low, high, positive_above):
+    weights = str(trained / "run" / "best.caffemodel")
+    with h5py.File(trained / "test.h5", "r") as file:
+        x, y = file["data"][:], file["label"][:]
+    source = write_hdf5(tmp_path / "soft", data=x, label=(low + (high - low) * y).astype(np.float32))
+    found = net_outputs(str(trained / "train_val.prototxt"), weights, data=source, positive_above=positive_above)
+    assert np.array_equal(found.truth, y > 0)
+
+
+def test_soft_labels_need_a_cut(trained, tmp_path):
+    with h5py.File(trained / "test.h5", "r") as file:
+        x, y = file["data"][:], file["label"][:]
+    expected = "'label' holds labels from 0.05 to 0.95, .*known only of 0 and one other value.* --positive-above 0.5"
+    for values in (0.05 + 0.9 * y, np.where(y > 0, 0.95, 0.05 * np.arange(6))):
+        source = write_hdf5(tmp_path / "soft", data=x, label=values.astype(np.float32))
+        with pytest.raises(UsageError, match=expected.replace("0.05 to", f"{values.min():g} to")):
+            evaluate(trained, trained / "run" / "best.caffemodel", "--data", source)
+        assert evaluate(trained, trained / "run" / "best.caffemodel", "--data", source, "--positive-above", 0.5) == 0
+
+
+@pytest.mark.parametrize("value", ["nan", "-0.1", "inf", "half"])
+def test_the_cut_is_a_number(capsys, value):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "n", "w", f"--positive-above={value}"])
+    assert f"--positive-above: '{value}'; expected a finite number of at least 0" in capsys.readouterr().err
+
+
 def test_a_file_of_thresholds_that_contradicts_itself_is_refused(trained, tmp_path):
     weights = trained / "run" / "best.caffemodel"
     evaluate(trained, weights, "--tune-thresholds", tmp_path / "t.json")

@@ -157,3 +157,48 @@ def test_a_resumed_best_is_of_the_same_direction():
     lower, higher = (Best({"test_own": None}, f"own:{way}", "solver.prototxt") for way in ("lower", "higher"))
     higher.resume(lower.update({"test_own": 1.0}, 0))
     assert higher.record is None
+
+
+@pytest.fixture
+def soft_run(tmp_path, no_pictures):
+    """A run's solver whose labels are 0.05 and 0.95."""
+    solver = make_run(tmp_path, max_iter=60, dropout=False)
+    for name, samples, seed in (("train", 90, 0), ("test", 40, 1)):
+        x, y = make_labels(np.random.RandomState(seed), samples)
+        write_hdf5(tmp_path / name, data=x, label=(0.05 + 0.9 * y).astype(np.float32))
+    return solver
+
+
+def test_soft_labels_leave_the_loss_as_figure_and_that_is_said_once(soft_run, tmp_path, capsys):
+    summary = train(soft_run, out=str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert said.count("No metrics of the TEST net: blob 'label' holds labels from 0.05 to 0.95") == 1
+    rows = [row for row in rows_of(tmp_path / "run") if row["test_loss"]]
+    assert not any(row["test_mAP"] for row in rows)
+    assert summary["best"]["metric"] == "test_loss"
+    assert summary["best"]["value"] == pytest.approx(min(float(row["test_loss"]) for row in rows), rel=1e-6)
+    assert summary["best"]["iteration"] > 0
+    Path(soft_run).write_text(Path(soft_run).read_text().replace("max_iter: 60", "max_iter: 61"))
+    resumed = train(soft_run, out=str(tmp_path / "run"), resume=True)["best"]
+    assert resumed["metric"] == "test_loss"
+    assert resumed["value"] <= summary["best"]["value"]
+
+
+def test_soft_labels_with_a_cut_have_metrics(soft_run, tmp_path):
+    summary = train(soft_run, out=str(tmp_path / "run"), positive_above=0.5)
+    assert summary["best"]["metric"] == "test_mAP"
+    assert summary["best"]["iteration"] > 0
+
+
+def test_a_metric_asked_for_that_soft_labels_do_not_have_is_refused(soft_run, tmp_path):
+    with pytest.raises(UsageError, match="--best-by mAP: the test has no such figure"):
+        train(soft_run, out=str(tmp_path / "run"), best_by="mAP")
+
+
+def test_test_labels_that_the_loss_may_not_be_given_end_the_run(tmp_path, no_pictures):
+    solver = make_run(tmp_path, loss=SIGMOID)
+    x, y = make_labels(np.random.RandomState(1), 37)
+    y[30, 2] = -1
+    write_hdf5(tmp_path / "test", data=x, label=y)
+    with pytest.raises(UsageError, match="blob 'label' holds -1 .*expected labels from 0 to 1"):
+        train(solver, out=str(tmp_path / "run"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.heads import Head
 
 SOFTMAX, SIGMOID = Head("s", None, "softmax"), Head("s", None, "sigmoid")
@@ -12,7 +13,7 @@ SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
 
 
 @pytest.mark.parametrize(
-    "head, scores, labels, truth, known",
+    "head, scores, labels, dense, known",
     [
         pytest.param(
             Head("s", "l", "softmax", label_format="indices"),
@@ -34,7 +35,7 @@ SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
             Head("s", "l", "sigmoid", ignore_label=-1),
             SCORES[:2],
             [[1, 0, -1, 0.5, 0, 0], [-1] * 6],
-            [[1, 0, 0, 1, 0, 0]],
+            [[1, 0, 0, 0.5, 0, 0]],
             [[1, 1, 0, 1, 1, 1]],
             id="unknown entries",
         ),
@@ -52,11 +53,11 @@ SCORES = np.arange(24, dtype=np.float32).reshape(4, 6)
         ),
     ],
 )  # fmt: skip
-def test_labels_of_all_formats_are_read(head, scores, labels, truth, known):
-    found_truth, log_odds, found_known = head.rows(scores, np.asarray(labels, dtype=np.float32))
-    assert np.array_equal(found_truth, np.array(truth, bool))
+def test_labels_of_all_formats_are_read(head, scores, labels, dense, known):
+    found, log_odds, found_known = head.rows(scores, np.asarray(labels, dtype=np.float32))
+    assert np.array_equal(found, dense)
     assert np.array_equal(found_known, np.array(known, bool))
-    assert log_odds.shape == found_truth.shape
+    assert log_odds.shape == found.shape
 
 
 def test_probabilities_are_softmax_and_sigmoid_of_any_scores():
@@ -91,3 +92,25 @@ def test_log_odds_of_probabilities_and_back():
     found = SIGMOID.odds_of(probs)
     assert found[[0, 3, 5]].tolist() == [-np.inf, 0, np.inf]
     assert SIGMOID.probability(found) == pytest.approx(probs, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1, -0.01, 1.01, 2])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_labels_that_a_loss_may_not_be_given_are_refused_wherever_they_are_read(activation, value):
+    labels = np.zeros((2, 6), np.float32)
+    labels[1, 4] = value
+    if activation == "softmax" and 0 < value < np.inf:
+        assert Head("s", "l", activation).rows(SCORES[:2], labels)[0][1, 4] == np.float32(value)
+        return
+    with pytest.raises(UsageError, match=rf"blob 'l' holds {value:g} \(class 4, row 1 of a batch\); expected labels"):
+        Head("s", "l", activation).rows(SCORES[:2], labels)
+    ignored = Head("s", "l", activation, ignore_label=value)
+    if np.isfinite(value):
+        assert not ignored.rows(SCORES[:2], labels)[2][1, 4]
+
+
+@pytest.mark.parametrize("value", [np.nan, 6, -2, 1.5])
+@pytest.mark.parametrize("label_format", ["indices", "class"])
+def test_classes_that_are_none_are_refused(label_format, value):
+    with pytest.raises(UsageError, match=f"holds {value:g}; expected class indices from 0 to 5"):
+        Head("s", "l", "softmax", label_format=label_format).rows(SCORES[:2], np.array([[0], [value]], np.float32))
