@@ -12,19 +12,18 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..nets.data_layers import check_data, period, sources
+from ..nets.data_layers import check_data, period
 from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
-from .terminal import warn
-
-POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+from .checks import check_batch_norm, check_fed, check_numbers, check_tests
 
 
 class NetFile(NamedTuple):
-    """A net of a solver: the prototxt it comes from, and the NetParameter of the layers that its phase has."""
+    """A net of a solver: its prototxt's path, the NetParameter of the layers that its phase has, and its test_iter."""
 
     path: str
     net: Any
+    batches: int = 0
 
 
 class SolverFile(NamedTuple):
@@ -63,12 +62,13 @@ def solver_nets(param: Any, path: str) -> Tuple[NetFile, List[NetFile]]:
         raise UsageError(f'{path} names no net; expected net: "train_val.prototxt" in it.')
     tests = [NetFile(path, net) for net in param.test_net_param]
     tests += [read(name, "test_net") for name in param.test_net]
+    check_tests(param, len(tests), path)
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
-    return (
-        of_phase(trains[0], "TRAIN", param.train_state),
-        [of_phase(test, "TEST", state) for test, state in zip(tests, states)],
-    )
+    train = of_phase(trains[0], "TRAIN", param.train_state)
+    check_batch_norm(train.net, train.path)
+    planned = zip(tests, states, param.test_iter)
+    return train, [of_phase(test, "TEST", state)._replace(batches=count) for test, state, count in planned if count]
 
 
 def of_phase(file: NetFile, phase: str, state: Any) -> NetFile:
@@ -84,33 +84,6 @@ def of_phase(file: NetFile, phase: str, state: Any) -> NetFile:
     for layer in net.layer:
         del layer.include[:], layer.exclude[:]  # their work is done
     return NetFile(file.path, net)
-
-
-def check_fed(layers: Sequence[Any], path: str, phase: str) -> None:
-    """Raise a UsageError where Input blobs, which stay all zero here, are all that feeds a net; warn where not all.
-
-    Zeros may be meant beside data, as the first state of a recurrent layer.
-    """
-    inputs = [top for layer in layers if layer.type == "Input" for top in layer.top]
-    if not inputs:
-        return
-    told = f"{path}: nothing feeds the Input blob {inputs[0]!r} of the {phase} net, which is all zeros."
-    if all(layer.type == "Input" for layer in sources(layers)):
-        raise UsageError(f"{told} Expected a layer that reads data, such as HDF5Data or Data, in place of the Input.")
-    warn("train", told)
-
-
-def check_numbers(param: Any, path: str) -> None:
-    """Raise a UsageError for numbers of a solver that Caffe would find missing or impossible late, or never."""
-    if param.max_iter <= 0:
-        raise UsageError(f"{path} has no max_iter; expected the number of iterations to train.")
-    if not param.HasField("base_lr") or not math.isfinite(param.base_lr):
-        given = f"base_lr {param.base_lr:g}" if param.HasField("base_lr") else "no base_lr"
-        raise UsageError(f"{path} has {given}; expected the learning rate to start with.")
-    if param.lr_policy not in POLICIES:
-        raise UsageError(f"{path} has lr_policy {param.lr_policy!r}; expected one of {', '.join(POLICIES)}.")
-    if param.iter_size < 1:
-        raise UsageError(f"{path} has iter_size {param.iter_size}; expected at least 1.")
 
 
 class SeededSolver:

@@ -14,13 +14,14 @@ from ..errors import NotFiniteError, UsageError, shortlist
 from ..nets.python_layers import LAYER_ERRORS
 from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
 from .arguments import add_positive_argument
+from .checks import layers_without_filler
 from .child import handling
 from .curves import Curves
 from .history import History
 from .preprocessing import write_preprocessing
 from .snapshots import RunFolder, SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
-from .terminal import PROGRAM, say, tell
+from .terminal import PROGRAM, say, tell, warn
 from .validation import Best, TestNet
 
 EXAMPLE = """example:
@@ -111,10 +112,8 @@ def train(
             manifest = folder.newest(say) if resume else None
             seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))
             training = Training(seeded, folder, stop, best_by, k, positive_above)
-            if weights is not None:
-                fresh = copy_matching(seeded.net, weights, solver)
-                if fresh:
-                    say(f"{weights} has no weights for {shortlist(fresh)}, which begin afresh.")
+            if not resume:
+                begin_weights(seeded, weights)
             folder.lock()
             folder.clean()
             if manifest is None:
@@ -123,6 +122,22 @@ def train(
                 return training.run(manifest)
     finally:
         folder.unlock()
+
+
+def begin_weights(solver: SeededSolver, weights: Optional[str]) -> None:
+    """Begin with the weights of a file, if there is one; say which layers are not in it, and which begin with zeros."""
+    fresh = list(solver.net.params)
+    if weights is not None:
+        fresh = copy_matching(solver.net, weights, solver.file.path)
+        if fresh:
+            say(f"{weights} has no weights for {shortlist(fresh)}, which begin afresh.")
+    zeros = [name for name in layers_without_filler(solver.file.train.net) if name in fresh]
+    if zeros and not solver.file.param.weights:
+        warn(
+            "train",
+            f"{solver.file.train.path}: no weight_filler in {shortlist(zeros)}, whose weights so begin as zeros; of "
+            'several such layers none learns but for its biases. Add weight_filler { type: "xavier" } or "msra".',
+        )
 
 
 def run_folder(file: SolverFile, out: Optional[str]) -> RunFolder:

@@ -32,7 +32,7 @@ class TestNet:
         self.solver, self.number, self.positive_above = solver, number, positive_above
         self.told = False
         self.net: Any = solver.make_test_net(number)
-        self.batches = solver.file.param.test_iter[number]
+        self.batches = solver.file.tests[number].batches
         layers = solver.file.tests[number].net.layer
         self.outputs = scalar_outputs(self.net)
         self.head = find_head(self.net, layers)
@@ -200,7 +200,7 @@ def choose_column(columns: Dict[str, Optional[str]], chosen: str, path: str) -> 
         raise unknown_name("test metric", wanted, [short_name(name) for name in columns] or ["no test net"], path)
     if not better and not columns[found]:
         raise UsageError(
-            f"{path}: nothing tells whether {wanted!r} should be high or low, as neither a loss nor an Accuracy makes it; "
+            f"{path}: nothing tells whether {wanted!r} should be high or low, as no loss and no Accuracy makes it; "
             f"expected --best-by {wanted}:lower or --best-by {wanted}:higher."
         )
     return found, better or str(columns[found])
