@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import os
 import signal
 import stat
 import tempfile
 from contextlib import contextmanager
-from typing import Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from .errors import UsageError
 
@@ -129,3 +131,55 @@ def read_lines(path: str, what: str) -> List[str]:
     if not lines:
         raise UsageError(f"{path} ({what}) is empty.")
     return lines
+
+
+def read_json(path: str, expected: str) -> Any:
+    """What a JSON file holds; errors end with what was `expected` of it.
+
+    Raises
+    ------
+    UsageError : it cannot be read, is no JSON, says something twice, or holds what no float or no text can be.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(
+                file,
+                object_pairs_hook=unique_keys,
+                parse_float=finite_float,
+                parse_constant=finite_float,
+                parse_int=lambda text: int(text) if len(text) < 300 else finite_float(text),
+            )
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply; {expected}.") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path} holds half a character ({error.object[error.start]!a}); {expected}.") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is no JSON ({error}); {expected}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text file; {expected}.") from error
+    except OSError as error:
+        raise cannot_be_read(path, None, error) from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; {expected}.") from error
+    return content
+
+
+def unique_keys(pairs: Sequence[Tuple[str, Any]]) -> Dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!a} is there twice")
+    return content
+
+
+def finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text if len(text) < 20 else text[:17] + '...'} is no finite number")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON has a number there; true and false are none."""
+    return type(value) in (int, float)

@@ -1,14 +1,17 @@
 """Files are never torn, and signals wait until they are whole."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 
+import pytest
 from support.tiny_nets import listing
 
-from multilabel_softmax_loss.files import read_lines, replacing, same_file, write_text
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.files import read_json, read_lines, replacing, same_file, write_text
 
 
 def test_signals_that_a_caller_blocked_stay_blocked(tmp_path):
@@ -65,3 +68,34 @@ def test_one_file_is_one_file_whatever_its_name(tmp_path, monkeypatch):
 def test_lines_are_read_without_the_mark_that_windows_editors_write(tmp_path):
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
     assert read_lines(str(tmp_path / "classes.txt"), "--classes") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        pytest.param(b"", "is no JSON (Expecting value", id="empty"),
+        pytest.param(b"{'a': 1}", "is no JSON (Expecting property name", id="Python"),
+        pytest.param(b'{"a": 1, "b": {"c": 1, "c": 2}}', ": 'c' is there twice", id="a key twice"),
+        pytest.param(b"[1e999]", ": 1e999 is no finite number", id="too large a float"),
+        pytest.param(b"[1" + 400 * b"0" + b"]", ": 10000000000000000... is no finite number", id="too large"),
+        pytest.param(b"[-Infinity]", ": -Infinity is no finite number", id="infinity"),
+        pytest.param(b"[NaN]", ": NaN is no finite number", id="not a number"),
+        pytest.param(rb'["\ud83d"]', "holds half a character ('\\ud83d')", id="half of a surrogate pair"),
+        pytest.param(rb'{"\ud83d": 1}', "holds half a character ('\\ud83d')", id="half of a surrogate pair as key"),
+        pytest.param(100000 * b"[", "is nested too deeply", id="nested"),
+        pytest.param(100000 * b"[" + 100000 * b"]", "is nested too deeply", id="nested and closed"),
+        pytest.param(b"\xff\xfe[\x00", "is no text file", id="UTF-16"),
+    ],
+)
+def test_json_that_is_none_is_told_in_a_sentence(tmp_path, content, message):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(message)) as told:
+        read_json(str(path), "expected a list")
+    assert str(told.value).startswith(str(path))
+    assert str(told.value).endswith("; expected a list.")
+
+
+def test_json_is_read_with_a_byte_order_mark_too(tmp_path):
+    (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": [1, 2.5, null, "\xc3\xa9"]}')
+    assert read_json(str(tmp_path / "file.json"), "") == {"a": [1, 2.5, None, "\u00e9"]}

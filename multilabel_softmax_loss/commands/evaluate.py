@@ -74,7 +74,7 @@ def run(arguments: Any) -> int:
         positive_above=arguments.positive_above,
     )
     check_arguments(arguments, names, truth.shape[1])
-    levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head) if thresholds else None
+    levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head, names) if thresholds else None
     tuned = metrics.tune_thresholds(truth, log_odds, known) if arguments.tune_thresholds else None
     ks = arguments.k or [min(3, truth.shape[1])]
     report = evaluation(truth, log_odds, known, ks, thresholds=levels, tuned=tuned, names=names)

@@ -108,7 +108,7 @@ def predict(
     if len(names) != width:
         raise UsageError(f"{classes or thresholds} names {len(names)} classes; expected {width}, as the net scores.")
     if tuned and thresholds:
-        decided = metrics.above(log_odds, levels_of(tuned, thresholds, width, head), at_least_one)
+        decided = metrics.above(log_odds, levels_of(tuned, thresholds, width, head, names), at_least_one)
     elif threshold is not None:
         low, high = (-np.inf, np.inf) if head.activation == "none" else (0, 1)
         if not low <= threshold <= high:

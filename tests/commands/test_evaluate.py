@@ -263,7 +263,7 @@ def test_of_two_losses_on_the_same_scores_one_is_chosen_by_its_activation(traine
         pytest.param(["good", "--data", "wide.txt"], "(10, 7); expected (10, 6)", id="label width"),
         pytest.param(["good", "-k", "7"], "-k is 7; expected 1 to 6", id="k"),
         pytest.param(["good", "--classes", "two.txt"], "names 2 classes; expected 6", id="class names"),
-        pytest.param(["good", "--thresholds", "two.txt"], "is no file of thresholds", id="foreign thresholds"),
+        pytest.param(["good", "--thresholds", "two.txt"], "two.txt is no JSON", id="foreign thresholds"),
         pytest.param(["good", "--thresholds", "sigmoid.json"], "tuned on sigmoid probabilities; expected softmax",
                      id="thresholds of the other loss"),
         pytest.param(["good", "--thresholds", "high.json"], "holds thresholds from 0.5 to 3; expected 0 to 1",
