@@ -45,8 +45,21 @@ EXTRAS = {
         "mpmath>=1.3",
         "ruff==0.17.6; python_version == '3.9'",
         "mypy==1.19.1; python_version == '3.9'",
+        # For the notebook, which runs on the default interpreter only: elsewhere it would be the same Python again.
+        "nbclient>=0.10; python_version == '3.9'",
+        "ipykernel>=6.29; python_version == '3.9'",
     ],
+    "docs": ["pdoc>=15; python_version >= '3.9'"],
+    "dist": ["build>=1.2", "twine>=6"],
 }
+
+
+def description():
+    """README for an index page, which has neither this repository's files nor formulas."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^## What it computes\n.*?(?=^## )", "", text, flags=re.M | re.S)
+    text = re.sub(r"^!\[.*?\]\(.*?\)\n\n.*?(?=^## )", "", text, flags=re.M | re.S)  # the picture, and what explains it
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
 class BuildWithSnippets(build_py):
@@ -71,17 +84,31 @@ setup(
     name="multilabel_softmax_loss",
     version=VERSION,
     description="Softmax cross-entropy for images with several labels each, as a Caffe Python layer",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="the multilabel_softmax_loss authors",
     license="BSD-2-Clause",
+    keywords="caffe multi-label softmax cross-entropy loss layer gradient check",
+    project_urls={
+        "Targets of 1/k": "https://arxiv.org/abs/1805.00932",
+        "Multilabel ranking": "https://arxiv.org/abs/1312.4894",
+    },
     cmdclass={"build_py": BuildWithSnippets},
     packages=find_packages(include=["multilabel_softmax_loss*"]),
+    package_data={"multilabel_softmax_loss": ["py.typed"]},
     python_requires=">=3.7",
     install_requires=["numpy>=1.21"],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["multilabel-softmax-loss = multilabel_softmax_loss.__main__:console"]},
     classifiers=[
-        "License :: OSI Approved :: BSD License",
-        "Programming Language :: Python :: 3",
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(7, 15)),
+        "Programming Language :: Python :: 3 :: Only",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )

@@ -1,12 +1,21 @@
 """Softmax and sigmoid cross-entropy for images with several labels each, as Caffe Python layers and as functions."""
 
-from typing import Any, List
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, List
+
+if TYPE_CHECKING:
+    from .gradient_check.function import check_function
+    from .gradient_check.layer import check_layer
+    from .gradient_check.net import check_net
+    from .gradient_check.report import GradientReport, assert_gradient
+    from .layers import MultilabelSigmoidLossLayer, MultilabelSoftmaxLossLayer
+    from .losses.options import SigmoidOptions, SoftmaxOptions
+    from .losses.sigmoid import sigmoid_cross_entropy
+    from .losses.softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [
     "GradientReport",
-    "MultilabelSigmoidLossLayer",
-    "MultilabelSoftmaxLossLayer",
     "SigmoidOptions",
     "SoftmaxOptions",
     "assert_gradient",
@@ -16,6 +25,9 @@ __all__ = [
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
 ]
+LAYERS = ("MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer")
+if TYPE_CHECKING or find_spec("caffe"):  # so that `import *`, help() and the like work without it
+    __all__ += ["MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer"]
 
 # Loaded on demand, so that importing the package never needs Caffe, and takes a command no time.
 ON_DEMAND = {
@@ -36,6 +48,11 @@ ON_DEMAND = {
 def __getattr__(name: str) -> Any:
     if name not in ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in LAYERS and not find_spec("caffe"):
+        raise ImportError(
+            f"{name} needs Caffe, which this Python does not have: its wheel, in the extra [caffe] of this package, is "
+            "for CPython 3.7 to 3.9 on x86_64; the losses as functions, such as softmax_cross_entropy, work without it."
+        )
     from importlib import import_module
 
     value = globals()[name] = getattr(import_module(f"{__name__}.{ON_DEMAND[name]}"), name)

@@ -30,11 +30,22 @@ COMMANDS = {
 }
 
 
+class Version(argparse.Action):
+    """Prints the versions of this package and of what it runs on."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .commands.version import versions
+
+        print(versions(), end="")
+        parser.exit()
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog=PROGRAM, description=summary)
+    parser.add_argument("--version", action=Version, nargs=0, help="print what is installed, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     module: Any = None
     for name, (module_name, summary) in COMMANDS.items():
@@ -58,6 +69,12 @@ def main(argv: Optional[List[str]] = None) -> int:
         chosen.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
     run = run_reporting if getattr(module, "WITHOUT_CAFFE", False) else run_in_child
     return run(module.run, arguments)
+
+
+def console() -> None:
+    """The console script `multilabel-softmax-loss`."""
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the READMEs say: Python that prints what is shown, commands and links that exist, layers that are the snippets."""
+"""What the READMEs say: Python that prints what is shown, commands and links that exist, the layer of the snippet."""
 
 import re
 import subprocess

@@ -36,13 +36,17 @@ TO_BE_CUT = set(Path(__file__).with_name("to_be_cut.txt").read_text().splitlines
 
 def imports(path):
     """What a source imports: (None, "numpy") of others, ("losses", "softmax") of this package."""
-    package = path.parent.parts
-    for node in ast.walk(SOURCES[path]):
+    package, tree = path.parent.parts, SOURCES[path]
+    for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    never = {inner for node in for_types for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in never:
+            continue
         if isinstance(node, ast.Import):
             yield from ((None, alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level:
             base = (*package[: len(package) - node.level + 1], *filter(None, (node.module or "").split(".")))
-            yield from ((*base, alias.name, "")[:2] for alias in node.names)
+            yield from ((*base, alias.name, "")[:2] for alias in node.names if alias.name != "__version__")
         elif isinstance(node, ast.ImportFrom):
             yield None, node.module.split(".")[0]
 
