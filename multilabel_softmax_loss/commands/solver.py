@@ -110,6 +110,9 @@ class SeededSolver:
         self.caffe_solver = self.make()
         self.net = self.caffe_solver.net
         self.losses = loss_outputs(self.net, file.path)
+        self.window: List[List[float]] = []  # the losses of each batch of an iteration, and their weighted sum
+        self.last_layer = len(self.net.layers) - 1
+        self.net.after_forward(self.note_losses)
 
     def make(self) -> Any:
         import caffe
@@ -144,15 +147,19 @@ class SeededSolver:
         return float(self.caffe_solver.lr)
 
     def step(self) -> Dict[str, float]:
-        """Make one iteration; the losses of its forward pass, by name."""
+        """Make one iteration; its losses by name, each the mean of the iter_size batches that it is made of."""
         reseed(self.seed, 0, self.iteration)
+        del self.window[:]
         self.caffe_solver.step(1)
-        return {name: float(self.net.blobs[name].data) for name in self.losses}
+        *losses, self.weighted_loss = np.mean(self.window, axis=0).tolist()
+        return dict(zip(self.losses, losses))
 
-    def weighted_loss(self) -> float:
-        """The total loss that is descended, of the last forward pass."""
-        weights = self.net.blob_loss_weights
-        return sum(float(self.net.blobs[name].data.sum()) * weights[name] for name in self.net.blobs if weights[name])
+    def note_losses(self, layer: int) -> None:
+        """Note the losses of a batch that has gone through the last layer; Caffe calls this after each layer."""
+        if layer == self.last_layer:
+            blobs, weights = self.net.blobs, self.net.blob_loss_weights
+            total = sum(float(blobs[name].data.sum()) * weights[name] for name in blobs if weights[name])
+            self.window.append([*(float(blobs[name].data) for name in self.losses), total])
 
     def make_test_net(self, number: int) -> Any:
         """Test net `number`, at the beginning of its data."""

@@ -231,7 +231,7 @@ class Training:
                 row["seconds"] = self.seconds
                 self.history.add(row)
                 self.check_finite(row)
-                recent = [*recent[-19:], solver.weighted_loss()]
+                recent = [*recent[-19:], solver.weighted_loss]
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4g}", lr=f"{row['lr']:.3g}", refresh=False)
                 bar.update()
                 if param.snapshot and solver.iteration % param.snapshot == 0:

@@ -186,3 +186,12 @@ def test_a_layer_that_begins_with_zeros_is_a_warning(tmp_path, capsys, no_pictur
     train(solver, out=str(tmp_path / "run"), weights=None if given == "nothing" else str(tmp_path / "w.caffemodel"))
     said = capsys.readouterr().err
     assert ("no weight_filler in hidden, whose weights so begin as zeros" in said) == (given == "nothing")
+
+
+def test_the_recorded_loss_is_that_of_the_whole_iteration(tmp_path, no_pictures):
+    solver = make_run(tmp_path, shuffle=False, dropout=False, base_lr=0, max_iter=2, test=False, solver="iter_size: 4")
+    weights = train(solver, out=str(tmp_path / "run"))["weights"]
+    net = caffe.Net(str(tmp_path / "train_val.prototxt"), weights, caffe.TRAIN)
+    losses = [float(net.forward()["loss"]) for _ in range(8)]
+    recorded = [float(row["loss"]) for row in rows_of(tmp_path / "run")]
+    assert recorded == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
