@@ -12,9 +12,10 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..nets.data_layers import check_data, period
+from ..nets.data_layers import check_data, period, sources
 from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
+from ..nets.weights import check_layer_names
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
 
 
@@ -129,7 +130,9 @@ class SeededSolver:
         param.random_seed = self.seed
         reseed(self.seed)
         with python_layer_errors(self.file.train.path):
-            return caffe.get_solver(self.write(param))
+            solver = caffe.get_solver(self.write(param))
+        check_layer_names(solver.net, self.file.train.path)
+        return solver
 
     def write(self, message: Any) -> str:
         """A prototxt of this message, for Caffe to read; its path."""
@@ -166,8 +169,11 @@ class SeededSolver:
         import caffe
 
         reseed(self.seed, number + 1)
-        with python_layer_errors(self.file.tests[number].path):
-            return caffe.Net(self.write(self.file.tests[number].net), caffe.TEST)
+        path = self.file.tests[number].path
+        with python_layer_errors(path):
+            net = caffe.Net(self.write(self.file.tests[number].net), caffe.TEST)
+        check_layer_names(net, path)
+        return net
 
     def begin_test(self, net: Any, number: int) -> None:
         """Give test net `number` the weights of the net that is trained, and the seeds of every test."""
@@ -210,29 +216,25 @@ def loss_outputs(net: Any, path: str) -> List[str]:
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: Sequence[int]) -> None:
     """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
 
-    Only the layers without bottoms run. Where all of them go round in a fixed period, whole rounds are left out.
-    Gives up once `stop` is not empty.
+    Only the layers without bottoms run, found by their place in the net, since layers may share a name. Where all of
+    them go round in a fixed period, whole rounds are left out. Gives up once `stop` is not empty.
     """
-    kinds = dict(zip(net.top_names, net.layers))
     indices = [
         index
-        for index, name in enumerate(net.top_names)
-        if not net.bottom_names[name] and kinds[name].type not in ("Input", "Parameter")
+        for index, layer in enumerate(net.layers)
+        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter")
     ]
-    by_name = {layer.name: layer for layer in layers}
-    periods = [period(by_name[name]) for index, name in enumerate(net.top_names) if index in indices]
+    periods = [period(layer) for layer in sources(layers) if layer.type != "Input"]
     if None not in periods:
         rounds = 1
         for length in filter(None, periods):
             rounds = rounds * length // math.gcd(rounds, length)
-        for _ in range(len(moments) * forwards % rounds):
-            for index in indices:
-                net._forward(index, index)
-        return
+        moments, forwards = [()], len(moments) * forwards % rounds
     for moment in moments:
-        if stop:
-            return
-        reseed(*moment)
+        if moment:
+            reseed(*moment)
         for _ in range(forwards):
+            if stop:
+                return
             for index in indices:
                 net._forward(index, index)

@@ -32,11 +32,23 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
             file.write(str(net))
         with python_layer_errors(path):
             loaded = caffe.Net(prototxt, getattr(caffe, phase))
+    check_layer_names(loaded, path)
     if weights is not None:
         check_layers(loaded, stored, weights, path, "Give the weights of this net.")
         loaded.copy_from(weights)
         check_finite_weights(loaded, weights)
     return loaded
+
+
+def check_layer_names(net: Any, path: str) -> None:
+    """Raise a UsageError for a layer with weights whose name another layer has: Caffe copies weights by name."""
+    names = list(net._layer_names)
+    for name, layer in zip(names, net.layers):
+        if len(layer.blobs) and names.count(name) > 1:
+            raise UsageError(
+                f"{path} has {names.count(name)} layers of the name {name!r} in one phase, one of which has weights; "
+                "these are kept and shared by name, so that another layer would get them. Give each its own name."
+            )
 
 
 def not_finite(net: Any) -> Optional[str]:

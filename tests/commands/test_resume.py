@@ -12,6 +12,7 @@ import pytest
 from support.tiny_nets import (
     OURS,
     body,
+    hdf5_layer,
     listing,
     make_labels,
     make_run,
@@ -19,6 +20,7 @@ from support.tiny_nets import (
     same_weights,
     wait_for,
     with_iterations,
+    write_hdf5,
     write_lmdb,
     write_solver,
 )
@@ -50,6 +52,24 @@ def lmdb_run(folder):
     return write_solver(folder, folder / "net.prototxt")
 
 
+def one_name_run(folder):
+    """A solver whose net has two data layers of one name, of which the second goes round the sooner."""
+    solver = make_run(folder, shuffle=False, dropout=False)
+    net = folder / "train_val.prototxt"
+    x, _ = make_labels(np.random.RandomState(3), 50)
+    more = hdf5_layer(write_hdf5(folder / "more", more=x), "TRAIN", tops=("more",))
+    sums = 'layer { name: "sum" type: "Eltwise" bottom: "data" bottom: "more" top: "sum" include { phase: TRAIN } }\n'
+    same = 'layer { name: "sum" type: "Power" bottom: "data" top: "sum" include { phase: TEST } }\n'
+    begin = 'layer { name: "hidden"'
+    text = (
+        net.read_text()
+        .replace(begin, more + sums + same + begin)
+        .replace('bottom: "data" top: "hidden"', 'bottom: "sum" top: "hidden"')
+    )
+    net.write_text(text)
+    return solver
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -57,6 +77,7 @@ def lmdb_run(folder):
         pytest.param(lambda folder: make_run(folder, shuffle=False, dropout=False), id="HDF5 in order"),
         pytest.param(lambda folder: make_run(folder, solver="iter_size: 3"), id="iter_size 3"),
         pytest.param(lambda folder: make_run(folder, solver="snapshot_format: HDF5"), id="HDF5 snapshots"),
+        pytest.param(one_name_run, id="two data layers of one name"),
         pytest.param(lmdb_run, id="LMDB with random crops"),
     ],
 )

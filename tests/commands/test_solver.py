@@ -11,6 +11,8 @@ from support.tiny_nets import OURS, body, listing, make_labels, make_run, rows_o
 from multilabel_softmax_loss.commands import checks
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets.reading import read_prototxt
+from multilabel_softmax_loss.nets.weights import load_net
 
 
 def test_without_chance_the_weights_are_those_of_caffes_own_loop(tmp_path, no_pictures):
@@ -195,3 +197,22 @@ def test_the_recorded_loss_is_that_of_the_whole_iteration(tmp_path, no_pictures)
     losses = [float(net.forward()["loss"]) for _ in range(8)]
     recorded = [float(row["loss"]) for row in rows_of(tmp_path / "run")]
     assert recorded == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        pytest.param(('name: "hidden"', 'name: "scores"'), "'scores'", id="two with weights"),
+        pytest.param(('name: "relu"', 'name: "hidden"'), "'hidden'", id="one without"),
+    ],
+)
+def test_a_layer_with_weights_has_a_name_of_its_own(tmp_path, old, new):
+    solver = make_run(tmp_path)
+    net = tmp_path / "train_val.prototxt"
+    caffe.Net(str(net), caffe.TEST).save(str(tmp_path / "w.caffemodel"))
+    net.write_text(net.read_text().replace(*old))
+    with pytest.raises(UsageError, match=f"has 2 layers of the name {new} in one phase"):
+        train(solver, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match=f"has 2 layers of the name {new} in one phase"):
+        load_net(read_prototxt(str(net)), str(net), "TEST", str(tmp_path / "w.caffemodel"))
