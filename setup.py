@@ -31,6 +31,7 @@ EXTRAS = {
         "matplotlib>=3.5",
         "tqdm>=4.60",
         "h5py>=3.8",
+        "Pillow>=9.0",
         "lmdb>=1.6,<1.7; python_version < '3.8'",
         "lmdb>=1.6,<1.9; python_version == '3.8'",  # later wheels for 3.8 do not import
         "lmdb>=1.6; python_version >= '3.9'",

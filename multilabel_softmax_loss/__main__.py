@@ -21,6 +21,10 @@ from .commands.child import missing_package, run_in_child, run_reporting
 from .commands.terminal import PROGRAM, tell
 
 COMMANDS = {
+    "convert": (
+        "commands.convert",
+        "from annotated images to LMDBs, HDF5 or an index, and a net to train",
+    ),
     "train": ("commands.train", "train a net, with metrics, curves, snapshots and resuming"),
     "evaluate": ("commands.evaluate", "compute multi-label metrics of a net over a whole data set"),
     "predict": ("commands.predict", "find the labels of images"),

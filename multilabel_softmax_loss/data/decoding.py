@@ -1,0 +1,124 @@
+"""Image files decoded and encoded again, by as many processes as are wanted, in their order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import UsageError
+from .images import BadImage, Geometry, encode, read_image
+from .writers import Prepared
+
+CHUNK = 16  # images that a process is given at once
+
+
+class Recipe(NamedTuple):
+    """What becomes of an image: its size and colours, and its encoding, "jpg", "png", "raw" or "none"."""
+
+    geometry: Geometry
+    gray: bool = False
+    encoding: str = "jpg"
+    quality: int = 95
+    strict: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.gray else 3
+
+    def pixels(self, path: str) -> np.ndarray:
+        """The image in a file as it is stored, before it is encoded. Raises BadImage."""
+        return self.geometry.apply(read_image(path, self.gray, self.strict))
+
+    def encode(self, image: np.ndarray) -> bytes:
+        return b"" if self.encoding == "none" else encode(image, self.encoding, self.quality)
+
+
+class Decoded(NamedTuple):
+    """A chunk of images, and the sum of their pixels: over the images where all have one size, else over all pixels."""
+
+    images: List[Prepared]
+    sums: Optional[np.ndarray]
+    pixels: int
+
+
+def decode_chunk(paths: Sequence[str], recipe: Recipe, wants_sums: bool) -> Decoded:
+    import cv2
+
+    size = recipe.geometry.size
+    sums = np.zeros((*size, recipe.channels) if size else recipe.channels) if wants_sums else None
+    images, pixels = [], 0
+    for path in paths:
+        try:
+            image = recipe.pixels(path)
+        except (BadImage, cv2.error) as error:
+            images.append(Prepared(b"", (), " ".join(str(error).split())))
+            continue
+        height, width = image.shape[:2]
+        images.append(Prepared(recipe.encode(image), (recipe.channels, height, width)))
+        if sums is not None:
+            if size:
+                cv2.accumulate(image.reshape(sums.shape), sums)  # whole numbers, exact in float64
+            else:
+                sums += image.reshape(-1, recipe.channels).sum(axis=0)
+            pixels += height * width
+    return Decoded(images, sums, pixels)
+
+
+class Decoders:
+    """Processes that decode; with one job, this process itself. A context manager."""
+
+    def __init__(self, jobs: int, recipe: Recipe):
+        self.jobs, self.recipe = jobs, recipe
+        self.pool: Optional[ProcessPoolExecutor] = None
+
+    def __enter__(self) -> Decoders:
+        import cv2
+
+        cv2.setNumThreads(0)  # its threads would be lost in a fork, and images are what is done in parallel
+        if self.jobs > 1:
+            self.pool = ProcessPoolExecutor(self.jobs, initializer=end_with, initargs=(os.getpid(),))
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=kind is None)
+
+    def decode(self, chunks: Iterable[Tuple[Sequence[str], bool]]) -> Iterator[Decoded]:
+        """Chunks of (paths, whether sums are wanted), decoded; only a few more than are asked for are in memory."""
+        if self.pool is None:
+            yield from (decode_chunk(paths, self.recipe, sums) for paths, sums in chunks)
+            return
+        waiting: Deque[Future] = deque()
+        try:
+            for paths, sums in chunks:
+                waiting.append(self.pool.submit(decode_chunk, paths, self.recipe, sums))
+                if len(waiting) > 4 * self.jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UsageError("a process that decodes images died (of too little memory?); try fewer --jobs.") from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def end_with(parent: int) -> None:
+    """Have this process end soon after its parent, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    import cv2
+
+    cv2.setNumThreads(0)
+    threading.Thread(target=watch, daemon=True).start()

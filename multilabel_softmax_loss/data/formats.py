@@ -1,0 +1,344 @@
+"""Annotation formats, each a function from a path to a stream (see stream.py), and how they are recognised."""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from glob import glob
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from ..errors import UsageError
+from .stream import UNKNOWN, Say, Stream, is_image
+from .tables import (
+    columns_of,
+    is_open_images,
+    number_columns,
+    read_csv_columns,
+    read_csv_tags,
+    read_open_images,
+    tag_column,
+)
+from .text import glob_escape, head, json_elements, lines, reading
+
+# PASCAL VOC
+
+
+def voc_folder(path: str, *parts: str) -> str:
+    """The folder `parts` of a VOC tree, given the tree or that folder itself."""
+    return path if os.path.basename(os.path.normpath(path)) == parts[-1] else os.path.join(path, *parts)
+
+
+def voc_sets(path: str) -> Dict[str, List[str]]:
+    """The files of ImageSets/Main by class; those of "train" and "val" left out where "trainval" has both."""
+    found: Dict[str, List[str]] = {}
+    for name in sorted(glob(os.path.join(glob_escape(voc_folder(path, "ImageSets", "Main")), "*_*.txt"))):
+        stem, part = os.path.basename(name)[:-4].rsplit("_", 1)
+        if part in ("train", "val", "trainval", "test"):
+            found.setdefault(stem, []).append(name)
+    for stem, names in found.items():
+        if any(name.endswith("_trainval.txt") for name in names):
+            found[stem] = [name for name in names if not name.endswith(("_train.txt", "_val.txt"))]
+    return found
+
+
+def read_voc_main(path: str, say: Say) -> Stream:
+    meaning = {"1": 1.0, "0": UNKNOWN, "-1": 0.0}
+    sets = voc_sets(path)
+    yield None, dict.fromkeys(sets, 0.0)
+    say("0 in ImageSets/Main (only difficult objects) is taken for unknown.")
+    for name, files in sets.items():
+        for file in files:
+            for line in lines(file):
+                words = line.split()
+                if len(words) != 2 or words[1] not in meaning:
+                    raise UsageError(f"{file} has the line {line!r}; expected an image and -1, 0 or 1.")
+                yield words[0], {name: meaning[words[1]]}
+
+
+def voc_annotations(path: str) -> List[str]:
+    return sorted(glob(os.path.join(glob_escape(voc_folder(path, "Annotations")), "*.xml")))
+
+
+def read_voc_xml(path: str, say: Say) -> Stream:
+    say("A class whose objects are all difficult is taken for unknown.")
+    for file in voc_annotations(path):
+        try:
+            root = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            raise UsageError(f"{file} is no XML: {error}.") from error
+        values: Dict[Any, float] = {}
+        for item in root.iter("object"):
+            name = (item.findtext("name") or "").strip()
+            if not name:
+                raise UsageError(f"{file} has an object without a name.")
+            difficult = (item.findtext("difficult") or "0").strip() == "1"
+            values[name] = max(values.get(name, UNKNOWN), UNKNOWN if difficult else 1.0)
+        yield (root.findtext("filename") or os.path.basename(file)[:-4]).strip(), values
+
+
+# JSON
+
+
+def json_keys(path: str) -> List[str]:
+    """Names in the first and the last 64 kB of a JSON file."""
+    if not path.lower().endswith(".json") or os.path.isdir(path):
+        return []
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+        file.seek(max(os.path.getsize(path) - (1 << 16), 0))
+        return re.findall(r'"(\w+)"\s*:', (start + file.read()).decode("utf-8", "replace"))
+
+
+def field(item: Any, name: str, path: str) -> Any:
+    if not isinstance(item, dict) or name not in item:
+        raise UsageError(f"{path} has {str(item)[:60]!r}, which has no {name!r}.")
+    return item[name]
+
+
+def read_coco(path: str, say: Say) -> Stream:
+    names: Dict[Any, str] = {}
+    images: Dict[Any, str] = {}
+    for key, item in json_elements(path):
+        if key == "categories":
+            names[field(item, "id", path)] = str(field(item, "name", path))
+        elif key == "images":
+            images[field(item, "id", path)] = field(item, "file_name", path)
+    if len(set(names.values())) < len(names):
+        raise UsageError(f"{path} has two categories of one name; expected a name for each.")
+    yield None, {names[number]: 0.0 for number in sorted(names)}
+    for name in images.values():  # those without objects too
+        yield name, {}
+    for key, item in json_elements(path):
+        if key == "annotations":
+            image, category = field(item, "image_id", path), field(item, "category_id", path)
+            if image not in images or category not in names:
+                what = f"image_id {image}" if image not in images else f"category_id {category}"
+                raise UsageError(f"{path} has an annotation of {what}, which is not listed.")
+            yield images[image], {names[category]: 1.0}
+
+
+def read_imaterialist(path: str, say: Say) -> Stream:
+    for key, item in json_elements(path):
+        if key == "images":
+            yield str(field(item, "imageId", path)), {}
+        elif key == "annotations":
+            labels = field(item, "labelId", path)
+            labels = labels if isinstance(labels, list) else [labels]
+            yield str(field(item, "imageId", path)), {str(label): 1.0 for label in labels}
+
+
+# Text files
+
+
+def is_celeba(path: str) -> bool:
+    first = head(path, 3)
+    if len(first) < 3 or not first[0].strip().isdigit() or path.lower().endswith(".csv"):
+        return False
+    return set(first[2].split()[-len(first[1].split()) :]) <= {"-1", "1"}
+
+
+def read_celeba(path: str, say: Say) -> Stream:
+    rows = lines(path)
+    next(rows)
+    names = next(rows).split()
+    yield None, dict.fromkeys(names, 0.0)
+    for row in rows:
+        image, *words = row.rsplit(None, len(names))
+        if len(words) != len(names) or not set(words) <= {"-1", "1"}:
+            raise UsageError(f"{path} has the row {row[:60]!r}; expected an image and {len(names)} times -1 or 1.")
+        yield image.strip(), {name: float(word == "1") for name, word in zip(names, words)}
+
+
+def nus_wide_files(path: str) -> Tuple[str, List[str]]:
+    """The list of images, and the files of one label per line beside it."""
+    images = glob(os.path.join(glob_escape(path), "ImageList", "Imagelist.txt"))
+    labels = sorted(glob(os.path.join(glob_escape(path), "Groundtruth", "AllLabels", "Labels_*.txt")))
+    return (images[0] if images else ""), labels
+
+
+def read_nus_wide(path: str, say: Say) -> Stream:
+    images, files = nus_wide_files(path)
+    names = [os.path.basename(file)[len("Labels_") : -4] for file in files]
+    yield None, dict.fromkeys(names, 0.0)
+    rows = [lines(images), *map(lines, files)]
+    for image in rows[0]:
+        words = [next(row, "nothing").strip() for row in rows[1:]]
+        if not set(words) <= {"0", "1"}:
+            name, word = next((name, word) for name, word in zip(files, words) if word not in ("0", "1"))
+            raise UsageError(f"{name} has {word!r} for {image}; expected 0 or 1, one line for each image.")
+        yield image.strip().replace("\\", "/"), {name: float(word) for name, word in zip(names, words)}
+    longer = [name for name, row in zip(files, rows[1:]) if next(row, None) is not None]
+    if longer:
+        raise UsageError(f"{longer[0]} has more lines than {images} has images.")
+
+
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$")
+NUMBERS = re.compile(r"(?:[ \t,;]+[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)*[ \t,;]*$")
+
+
+def list_row(line: str) -> Tuple[str, List[str]]:
+    """The image of a line, which may hold blanks, and the numbers behind it."""
+    words = line.split()
+    if words and is_image(words[0]) and all(map(NUMBER.match, words[1:])):  # most lists are that simple
+        return words[0], words[1:]
+    suffix = [match for match in re.finditer(r"\.[A-Za-z0-9]{2,4}(?=[ \t,;]|$)", line) if is_image(match.group())]
+    end = next((found.end() for found in suffix if NUMBERS.match(line, found.end())), None)
+    if end is None:
+        match = NUMBERS.search(line)
+        end = match.start() if match else len(line)
+    return line[:end].strip(), re.split(r"[ \t,;]+", line[end:].strip(" \t,;")) if line[end:].strip(" \t,;") else []
+
+
+def list_kinds(path: str) -> Tuple[bool, bool]:
+    """Whether a text file may be a list of class indices, and whether it may be one of values."""
+    if not path.lower().endswith((".txt", ".lst", ".list")) or os.path.isdir(path) or is_celeba(path):
+        return False, False
+    rows = [list_row(line)[1] for line in head(path)]
+    numbers = [number for row in rows for number in row]
+    if not numbers or any(not name for name, _ in map(list_row, head(path))):
+        return False, False
+    values = len(set(map(len, rows))) == 1 and all(float(n) == -1 or 0 <= float(n) <= 1 for n in numbers)
+    indices = all(n.lstrip("+").isdigit() for n in numbers) and all(len(set(row)) == len(row) for row in rows)
+    return indices, values
+
+
+def read_list_indices(path: str, say: Say) -> Stream:
+    for line in lines(path):
+        image, numbers = list_row(line)
+        if not all(number.isdigit() for number in numbers):
+            raise UsageError(f"{path} has the row {line[:60]!r}; expected a path and class indices from 0 on.")
+        yield image, {int(number): 1.0 for number in numbers}
+
+
+def read_list_values(path: str, say: Say) -> Stream:
+    width = None
+    for line in lines(path):
+        image, numbers = list_row(line)
+        if width is None:
+            width = len(numbers)
+            yield None, dict.fromkeys(range(width), 0.0)
+            say("-1 is taken for unknown.")
+        if len(numbers) != width or any(float(n) < 0 and float(n) != -1 for n in numbers):
+            raise UsageError(f"{path} has the row {line[:60]!r}; expected {width} values of 0, 1 or -1.")
+        yield image, dict(enumerate(map(float, numbers)))
+
+
+# Folders
+
+
+def class_folders(path: str) -> List[str]:
+    """The folders right below `path` that hold images."""
+    if not os.path.isdir(path):
+        return []
+    folders = [name for name in sorted(os.listdir(path)) if os.path.isdir(os.path.join(path, name))]
+    return [name for name in folders if any(map(is_image, os.listdir(os.path.join(path, name)))) and name[0] != "."]
+
+
+def read_folders(path: str, say: Say) -> Stream:
+    names = class_folders(path)
+    yield None, dict.fromkeys(names, 0.0)
+    linked: Dict[Tuple[int, int], str] = {}
+    for name in names:
+        for image in filter(is_image, sorted(os.listdir(os.path.join(path, name)))):
+            file = os.path.realpath(
+                os.path.join(path, name, image)
+            )  # a link in another class' folder is the same image
+            if os.path.exists(file) and os.stat(file).st_nlink > 1:
+                status = os.stat(file)
+                file = linked.setdefault((status.st_dev, status.st_ino), file)
+            yield file, {name: 1.0}
+
+
+class Format(NamedTuple):
+    """A format: whether a path looks like it, how to read it, and what follows for its images and labels.
+
+    `images` are folders where its images usually are, beside the source; `complete` says that a row tells all classes.
+    """
+
+    what: str
+    looks: Callable[[str], Any]
+    read: Callable[[str, Say], Stream]
+    images: Tuple[str, ...] = ()
+    complete: bool = False
+    absent: float = 0.0
+
+
+FORMATS: Dict[str, Format] = {
+    "voc-main": Format("PASCAL VOC, ImageSets/Main", voc_sets, read_voc_main, ("JPEGImages", "../../JPEGImages")),
+    "voc-xml": Format(
+        "PASCAL VOC, Annotations/*.xml",
+        lambda path: not voc_sets(path) and voc_annotations(path),
+        read_voc_xml,
+        ("JPEGImages", "../JPEGImages", "images", "../images"),
+    ),
+    "coco": Format(
+        "COCO instances",
+        lambda path: {"images", "annotations", "file_name", "category_id"} <= set(json_keys(path)),
+        read_coco,
+        ("images", "../images", "..", "../train2017", "../val2017", "../train2014", "../val2014"),
+    ),
+    "imaterialist": Format(
+        "iMaterialist",
+        lambda path: {"imageId", "labelId"} <= set(json_keys(path)),
+        read_imaterialist,
+        ("images", "train"),
+    ),
+    "csv-tags": Format(
+        "CSV with a column of tags",
+        lambda path: tag_column(path) is not None,
+        read_csv_tags,
+        ("images", "train", "train-jpg"),
+    ),
+    "csv-columns": Format(
+        "CSV with a column per class", number_columns, read_csv_columns, ("images", "train", ".."), complete=True
+    ),
+    "open-images": Format(
+        "Open Images",
+        lambda path: is_open_images(columns_of(path)),
+        read_open_images,
+        ("images", "train", "validation", "test"),
+        absent=UNKNOWN,
+    ),
+    "celeba": Format(
+        "CelebA attributes",
+        is_celeba,
+        read_celeba,
+        ("img_align_celeba", "../Img/img_align_celeba", "../img_align_celeba", "images"),
+        complete=True,
+    ),
+    "nus-wide": Format(
+        "NUS-WIDE", lambda path: all(nus_wide_files(path)), read_nus_wide, ("Flickr", "images"), complete=True
+    ),
+    "list-indices": Format("list of paths and class indices", lambda path: list_kinds(path)[0], read_list_indices),
+    "list-values": Format(
+        "list of paths and values", lambda path: list_kinds(path)[1], read_list_values, complete=True
+    ),
+    "folders": Format(
+        "a folder per class",
+        lambda path: not (voc_sets(path) or voc_annotations(path) or nus_wide_files(path)[0]) and class_folders(path),
+        read_folders,
+    ),
+}
+
+
+def recognize(path: str, given: Optional[str] = None) -> str:
+    """The name of the format of `path`: the one `given`, or the only one that it looks like.
+
+    Raises
+    ------
+    UsageError : it looks like none, or like several, which are listed.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"{path} is not there; expected annotations: a file, or a folder of images or of VOC.")
+    if given is not None:
+        return given
+    if not os.path.isdir(path):
+        with reading(path) as file:
+            file.read(1 << 16)
+    found = [name for name, form in FORMATS.items() if form.looks(path)]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{name} ({FORMATS[name].what})" for name in found or FORMATS)
+    fits = "may be several" if found else "looks like none of the formats known"
+    raise UsageError(f"{path} {fits}: {listed}. Say which with --format.")

@@ -1,0 +1,311 @@
+"""Annotations as one table: every source's stream merged into images, classes and sparse labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from array import array
+from collections import Counter
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import UsageError, shortlist
+from ..files import read_lines
+from .formats import FORMATS, recognize
+from .stream import SUFFIXES, UNKNOWN, is_image
+
+
+class Labels(NamedTuple):
+    """The labels of n images over C classes, in the order of the source.
+
+    Row k has the classes `columns[start[k] : start[k + 1]]`, ascending, of these `values` (float32: 1, 0, UNKNOWN or a
+    weight); all other classes are `absent`, 0 or UNKNOWN.
+    """
+
+    paths: List[str]
+    classes: List[str]
+    start: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    absent: float
+
+    def row(self, k: int) -> Tuple[np.ndarray, np.ndarray]:
+        part = slice(self.start[k], self.start[k + 1])
+        return self.columns[part], self.values[part]
+
+    def dense(self, k: int) -> np.ndarray:
+        """Row k as C float32 values."""
+        values = np.full(len(self.classes), self.absent, np.float32)
+        columns, given = self.row(k)
+        values[columns] = given
+        return values
+
+    @property
+    def has_unknown(self) -> bool:
+        return bool(self.absent == UNKNOWN or (self.values == UNKNOWN).any())
+
+    def positives(self) -> Tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the entries above 0, ordered by rows."""
+        rows = np.repeat(np.arange(len(self.paths)), np.diff(self.start))
+        some = self.values > 0
+        return rows[some], self.columns[some]
+
+    def counts(self, rows: Sequence[int]) -> np.ndarray:
+        """How many of these rows have each class."""
+        chosen = np.zeros(len(self.paths), bool)
+        chosen[np.asarray(rows, np.int64)] = True
+        row, column = self.positives()
+        return np.bincount(column[chosen[row]], minlength=len(self.classes))
+
+    def fingerprint(self) -> str:
+        """Differs where any image, class or label differs."""
+        digest = hashlib.sha256(repr((self.classes, self.absent)).encode())
+        for path in self.paths:
+            digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
+        for numbers in (self.start, self.columns, self.values):
+            digest.update(np.ascontiguousarray(numbers).tobytes())
+        return digest.hexdigest()
+
+
+class Found(NamedTuple):
+    """What sources hold: their labels, which rows came from the --val source, and what is to be said of them."""
+
+    labels: Labels
+    from_val: np.ndarray
+    formats: List[str]
+    notes: List[str]
+
+
+class ImageFinder:
+    """Finds the file of an image as annotations name it: as given, with a suffix added, or by its name alone."""
+
+    def __init__(self, roots: Sequence[str], searched: str):
+        self.searched = searched
+        self.roots = [root for root in dict.fromkeys(map(os.path.normpath, roots)) if os.path.isdir(root)]
+        self.suffix = ""
+        self.names: Optional[Dict[str, Optional[str]]] = None
+
+    def find(self, name: str) -> str:
+        """The path; that in the first root where there is none."""
+        for suffix in ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES)):
+            for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
+                for k, root in enumerate(self.roots):
+                    path = os.path.join(root, spelled + suffix)
+                    if os.path.isfile(path):
+                        self.suffix = suffix
+                        if k:
+                            self.roots.insert(0, self.roots.pop(k))  # the next one is likely there too
+                        return os.path.normpath(path)
+        found = self.by_name(os.path.basename(name.replace("\\", "/")))
+        return found or os.path.normpath(os.path.join(self.roots[0] if self.roots else "", name))
+
+    def by_name(self, name: str) -> Optional[str]:
+        """The only image of this name, with or without its suffix, anywhere below the folder searched."""
+        if self.names is None:
+            self.names = {}
+            for path in self.below():
+                for key in dict.fromkeys((os.path.basename(path), os.path.splitext(os.path.basename(path))[0])):
+                    self.names[key] = None if key in self.names else path
+        return self.names.get(name)
+
+    def below(self) -> Iterable[str]:
+        """All image files below the folder searched, each once."""
+        for folder, folders, names in os.walk(self.searched):
+            folders.sort()
+            yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(names) if is_image(name))
+
+
+class Gathering:
+    """Collects streams: rows by image, columns by class, and each value as a triple of numbers."""
+
+    def __init__(self, classes: Optional[List[str]], notes: List[str]):
+        self.given = classes
+        self.columns: Dict[Any, int] = {name: k for k, name in enumerate(classes or [])}
+        self.ordered = classes is not None
+        self.left_out: Counter = Counter()
+        self.paths: List[str] = []
+        self.rows: Dict[str, int] = {}
+        self.times = array("i")  # how often an image was told
+        self.row, self.column, self.value = array("i"), array("i"), array("f")
+        self.notes = notes
+        self.clashes: List[str] = []
+
+    def say(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def column_of(self, name: Any) -> Optional[int]:
+        if self.given is not None and isinstance(name, int):
+            if name >= len(self.given):
+                raise UsageError(f"class {name} is listed, and --classes names {len(self.given)}, from 0 on.")
+            return name
+        column = self.columns.get(name)
+        if column is None:
+            if self.given is not None:
+                self.left_out[name] += 1
+                return None
+            column = self.columns[name] = len(self.columns)
+        return column
+
+    def read(self, source: str, given: Optional[str], images: Optional[str], absent: Optional[float]) -> str:
+        """Add one source; returns its format."""
+        name = recognize(source, given)
+        form = FORMATS[name]
+        home = source if os.path.isdir(source) else os.path.dirname(source) or "."
+        beside = [home, *(os.path.join(home, folder) for folder in form.images)]
+        finder = ImageFinder([images] if images else beside, images or home)
+        default = form.absent if absent is None else absent
+        names: Dict[str, int] = {}
+        found = set()
+        for image, values in form.read(source, self.say):
+            if image is None:
+                self.ordered |= self.given is None
+                for key in values:
+                    self.column_of(key)
+                continue
+            row = names.get(image)
+            if row is None:
+                path = finder.find(image)
+                found.add(path)
+                row = names[image] = self.rows.setdefault(path, len(self.paths))
+                if row == len(self.paths):
+                    self.paths.append(path)
+                    self.times.append(0)
+            self.times[row] += 1
+            for key, value in values.items():
+                column = self.column_of(key)
+                if column is not None and not (form.complete and value == default):
+                    self.row.append(row)
+                    self.column.append(column)
+                    self.value.append(value)
+        if images:
+            unused = [path for path in finder.below() if path not in found]
+            if unused:
+                self.say(f"{len(unused):,} images in {images} have no row and are left out: {shortlist(unused)}.")
+        return name
+
+    def labels(self, absent: float, complete: bool) -> Labels:
+        """Everything told, each (image, class) once; values that contradict each other become unknown."""
+        order = np.lexsort((np.asarray(self.column), np.asarray(self.row)))
+        rows, columns = np.asarray(self.row)[order], np.asarray(self.column)[order]
+        values = np.asarray(self.value)[order]
+        first = np.flatnonzero(np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)][: len(rows)])
+        if len(first):
+            low, high = np.minimum.reduceat(values, first), np.maximum.reduceat(values, first)
+            clash = low != high
+            if complete:  # a value equal to the default was not kept
+                clash |= np.diff(np.r_[first, len(rows)]) < np.asarray(self.times)[rows[first]]
+            rows, columns, values = rows[first], columns[first], np.where(clash, np.float32(UNKNOWN), low)
+            self.clashes = [self.paths[row] for row in np.unique(rows[clash])]
+            kept = values != absent
+            rows, columns, values = rows[kept], columns[kept], values[kept]
+        start = np.zeros(len(self.paths) + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=len(self.paths)), out=start[1:])
+        names = self.given if self.given is not None else [str(name) for name in self.columns]
+        if self.given is None and all(isinstance(name, int) for name in self.columns):
+            width = max(self.columns, default=-1) + 1  # an index that no image has is a class all the same
+            place = np.array([*self.columns], np.int64)
+            names, columns = [str(k) for k in range(width)], place[columns] if len(columns) else columns
+        elif not self.ordered:
+            names = sorted(names, key=natural)
+            places = {name: k for k, name in enumerate(names)}
+            place = np.array([places[str(name)] for name in self.columns], np.int64)
+            columns = place[columns] if len(columns) else columns
+        order = np.lexsort((columns, rows))
+        return Labels(self.paths, names, start, columns[order].astype(np.int32), values[order], absent)
+
+
+def natural(text: str) -> List[Any]:
+    """A key that sorts numbers in names by their value."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def gather(
+    sources: Sequence[str],
+    val: Sequence[str] = (),
+    given: Optional[str] = None,
+    images: Optional[str] = None,
+    classes: Optional[str] = None,
+    absent: Optional[float] = None,
+) -> Found:
+    """Read annotations.
+
+    Parameters
+    ----------
+    sources, val : paths of annotations; `val` is another source, for validation.
+    given : the name of the format; recognised if None.
+    images : the folder that images are named from; looked for if None.
+    classes : a file of class names, one per line, in the order wanted.
+    absent : what a class is that is not told, 0 or UNKNOWN; by the format if None.
+
+    Raises
+    ------
+    UsageError : nothing is there, or it is not as its format has it.
+    """
+    if images is not None and not os.path.isdir(images):
+        raise UsageError(f"--images {images} is no folder.")
+    names = read_lines(classes, "--classes") if classes else None
+    if names is not None and len(set(names)) < len(names):
+        raise UsageError(f"{classes} names a class twice: {Counter(names).most_common(1)[0][0]!r}.")
+    notes: List[str] = []
+    gathering = Gathering(names, notes)
+    formats = [gathering.read(source, given, images, absent) for source in sources]
+    known, images_before = len(gathering.columns), len(gathering.paths)
+    formats += [gathering.read(source, given, images, absent) for source in val]
+    if val and len(gathering.columns) > known:
+        extra = [str(name) for name in gathering.columns][known:]
+        raise UsageError(f"--val has classes that the source has not: {shortlist(extra)}. Name all with --classes.")
+    defaults = {FORMATS[name].absent for name in formats}
+    if absent is None and len(defaults) > 1:
+        raise UsageError("the sources differ in what an absent class means; say it with --absent.")
+    labels = gathering.labels(
+        defaults.pop() if absent is None else absent, all(FORMATS[name].complete for name in formats)
+    )
+    if not labels.paths or not labels.classes:
+        raise UsageError(f"{sources[0]} holds no {'classes' if labels.paths else 'images'}.")
+    if gathering.clashes:
+        notes.append(
+            f"{len(gathering.clashes):,} images are told twice and differently; what differs is taken for unknown: "
+            f"{shortlist(gathering.clashes)}."
+        )
+    if gathering.left_out:
+        listed = shortlist(f"{name} ({count:,})" for name, count in gathering.left_out.most_common())
+        notes.append(f"{len(gathering.left_out)} classes are not in {classes} and are left out: {listed}.")
+    from_val = np.zeros(len(labels.paths), bool)
+    from_val[images_before:] = True
+    return Found(labels, from_val, formats, notes)
+
+
+def summary(found: Found) -> str:
+    """What was read, to be checked by eye."""
+    labels = found.labels
+    images, classes = len(labels.paths), len(labels.classes)
+    counts = labels.counts(range(images))
+    order = np.argsort(-counts, kind="stable")
+    per_image = np.bincount(labels.positives()[0], minlength=images)
+    example = int(np.argmax(per_image > 0))
+
+    def listed(chosen: Iterable[int]) -> str:
+        return ", ".join(f"{labels.classes[k]} {counts[k]:,}" for k in chosen)
+
+    unknown = int((labels.values == UNKNOWN).sum())
+    if labels.absent == UNKNOWN:
+        unknown = images * classes - int((labels.values != UNKNOWN).sum())
+    named = ", ".join(dict.fromkeys(f"{name} ({FORMATS[name].what})" for name in found.formats))
+    lines = [
+        f"format      {named}",
+        f"images      {images:,}, of which {int((per_image == 0).sum()):,} have no label",
+        f"classes     {classes:,}, of which {int((counts == 0).sum()):,} have no image",
+        f"labels      {per_image.mean():.2f} per image, at most {per_image.max()}",
+        f"frequent    {listed(order[:5])}",
+        f"rare        {listed(order[::-1][:5])}",
+        f"unknown     {unknown:,} of {images * classes:,} labels",
+        f"example     {labels.paths[example]}: "
+        + ", ".join(
+            f"{labels.classes[column]}{'' if value == 1 else ' unknown' if value == UNKNOWN else f' {value:g}'}"
+            for column, value in zip(*labels.row(example))
+        ),
+    ]
+    return "\n".join([*lines, *(f"note        {note}" for note in found.notes)])

@@ -1,0 +1,140 @@
+"""Annotation formats that are CSV: a column of tags, a column per class, Open Images."""
+
+from __future__ import annotations
+
+import os
+import re
+from glob import glob
+from typing import Iterator, List, NamedTuple, Optional
+
+from ..errors import UsageError
+from .stream import UNKNOWN, Say, Stream, is_image
+from .text import glob_escape, number_of, table
+
+NO_LABEL = "no finding"  # the tag of radiologists for an image without any
+IMAGE_NAMES = "image image_name imageid image_id image_index img filename file_name file path filepath image_path id"
+TAG_NAMES = "tags tag labels label finding_labels classes class categories category target attribute_ids attributes"
+
+
+class Columns(NamedTuple):
+    """The columns of a CSV by what they hold: the image, tags (by its name), numbers from -1 to 1, text."""
+
+    header: List[str]
+    image: Optional[int]
+    tags: Optional[int]
+    numbers: List[int]
+    texts: List[int]
+
+
+def columns_of(path: str) -> Optional[Columns]:
+    if not path.lower().endswith((".csv", ".tsv")) or os.path.isdir(path):
+        return None
+    rows = [row for row, _ in zip(table(path), range(2000))]
+    header = [name.strip() for name in rows[0]] if rows else []
+    plain = [re.sub(r"\W+", "_", name.lower()) for name in header]
+    cells = [[row[k].strip() for row in rows[1:] if k < len(row)] for k in range(len(header))]
+    images = [k for k, column in enumerate(cells) if column and all(map(is_image, column))]
+    images += [plain.index(name) for name in IMAGE_NAMES.split() if name in plain]
+    image = images[0] if images else None
+    others = [k for k in range(len(header)) if k != image]
+    numbers = [k for k in others if any(cells[k]) and all(in_range(cell) for cell in cells[k])]
+    texts = [k for k in others if any(cells[k]) and all(number_of(cell) is None for cell in cells[k] if cell)]
+    tags = next((plain.index(name) for name in TAG_NAMES.split() if name in plain and plain.index(name) != image), None)
+    return Columns(header, image, tags, numbers, texts)
+
+
+def in_range(cell: str) -> bool:
+    value = number_of(cell)
+    return not cell or (value is not None and -1 <= value <= 1)
+
+
+def is_open_images(columns: Optional[Columns]) -> bool:
+    return columns is not None and {"ImageID", "LabelName", "Confidence"} <= set(columns.header)
+
+
+def tag_column(path: str) -> Optional[int]:
+    columns = columns_of(path)
+    if columns is None or columns.image is None or is_open_images(columns):
+        return None
+    if columns.tags is not None:
+        return columns.tags
+    return columns.texts[0] if len(columns.texts) == 1 and not columns.numbers else None
+
+
+def number_columns(path: str) -> List[int]:
+    columns = columns_of(path)
+    if columns is None or columns.image is None or is_open_images(columns):
+        return []
+    return [] if columns.tags is not None and columns.tags not in columns.numbers else columns.numbers
+
+
+def read_csv_tags(path: str, say: Say) -> Stream:
+    columns, place = columns_of(path), tag_column(path)
+    if columns is None or columns.image is None or place is None:
+        raise UsageError(f"{path} has no columns of images and of tags; expected a header such as image,tags.")
+    image = columns.image
+    separator = next((mark for mark in "|;," if any(mark in row[place] for row in body(path, columns))), None)
+    if separator is None and any(row[place].strip().lower() == NO_LABEL for row in body(path, columns)):
+        separator = "|"
+    mark = "blanks" if separator is None else repr(separator)
+    say(f"The tags of an image are in column {columns.header[place]!r}, separated by {mark}.")
+    for row in body(path, columns):
+        tags = [tag.strip() for tag in row[place].split(separator)]
+        if NO_LABEL in (tag.lower() for tag in tags):
+            say('"No Finding" is no label: an image of that tag alone has none.')
+        yield row[image], {tag: 1.0 for tag in tags if tag and tag.lower() != NO_LABEL}
+
+
+def body(path: str, columns: Columns) -> Iterator[List[str]]:
+    """The rows below the header, each as wide as it."""
+    rows = table(path)
+    next(rows)
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns.header):
+            raise UsageError(
+                f"{path}, row {number}, has {len(row)} cells; expected {len(columns.header)}, as the header."
+            )
+        yield row
+
+
+def read_csv_columns(path: str, say: Say) -> Stream:
+    columns, numbers = columns_of(path), number_columns(path)
+    if columns is None or columns.image is None or not numbers:
+        raise UsageError(f"{path} has no columns of images and of 0 and 1; expected a header such as image,cat,dog.")
+    used = {k: columns.header[k] for k in numbers if columns.header[k].lower() != NO_LABEL}
+    if len(used) < len(numbers):
+        say('"No Finding" is no label: its column is left out.')
+    left = [name for k, name in enumerate(columns.header) if k not in numbers and k != columns.image]
+    if left:
+        say(f"Columns that hold no 0 and 1 are left out: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}.")
+    signs = {row[k].strip() for row in body(path, columns) for k in used if row[k].strip()[:1] in ("-", "0")}
+    minus = UNKNOWN if any(number_of(sign) == 0 for sign in signs) else 0.0
+    if any(sign[0] == "-" for sign in signs):
+        say(f"-1 is taken for {'unknown' if minus else 'no'}, as there are {'zeros' if minus else 'no zeros'}.")
+    yield None, dict.fromkeys(used.values(), 0.0)
+    for number, row in enumerate(body(path, columns), 2):
+        values = {}
+        for k, name in used.items():
+            cell = row[k].strip()
+            if cell:  # an empty cell says nothing
+                value = number_of(cell)
+                if value is None or not (value == -1 or 0 <= value <= 1):
+                    raise UsageError(f"{path}, row {number}, has {cell!r} for {name!r}; expected 1, 0, -1 or nothing.")
+                values[name] = minus if value == -1 else value
+        yield row[columns.image], values
+
+
+def read_open_images(path: str, say: Say) -> Stream:
+    rows = table(path)
+    header = next(rows)
+    image, label, confidence = (header.index(name) for name in ("ImageID", "LabelName", "Confidence"))
+    descriptions = glob(os.path.join(glob_escape(os.path.dirname(path) or "."), "*class-descriptions*.csv"))
+    names = {row[0]: row[1] for row in table(descriptions[0]) if len(row) > 1} if descriptions else {}
+    say("Verified labels are yes or no (Confidence 1 and 0); all else is unknown.")
+    for row in rows:
+        value = number_of(row[confidence])
+        if value in (0.0, 1.0):
+            yield row[image], {names.get(row[label], row[label]): value}
+        else:
+            say("Labels that only a machine gave (Confidence between 0 and 1) are left unknown.")
+            yield row[image], {}

@@ -1,0 +1,283 @@
+"""The command `convert`: what it writes and leaves out, how it goes on after kill -9, and that nets learn from it."""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from support import sources
+
+from multilabel_softmax_loss.commands import convert as command
+from multilabel_softmax_loss.data import conversion
+from multilabel_softmax_loss.data.datum import parse_datum
+from multilabel_softmax_loss.data.proof import decode_datum
+from multilabel_softmax_loss.data.writers import read_index
+from multilabel_softmax_loss.errors import UsageError
+
+CLASSES = 4
+KILLS = int(os.environ.get("KILLS", 3))
+
+
+def convert(*words, caffe=False):
+    """Run the command in this process; without the proof in Caffe unless asked for."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args([*map(str, words), "--jobs", "1"])
+    arguments.command = "convert"
+    proof, command.prove_in_caffe = command.prove_in_caffe, command.prove_in_caffe if caffe else lambda *_: 0
+    try:
+        return command.run(arguments)
+    finally:
+        command.prove_in_caffe = proof
+
+
+def listing(folder):
+    """The bytes of all files of a folder but those that name it."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and path.name not in ("lock.mdb", ".lock"):
+            content = path.read_bytes().replace(str(folder).encode(), b"DIR")
+            found[str(path.relative_to(folder))] = content.replace(f'"{folder.name}"'.encode(), b'"DIR"')
+    return found
+
+
+def read_lmdb(path):
+    with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as reader:
+        return [(key, parse_datum(value), value) for key, value in reader.cursor()]
+
+
+def labels_in(image):
+    """The labels that an image is made of, (channels, H, W) as written."""
+    patches = image[0, 6::12, 6::12].ravel()
+    return (patches > 128).astype(np.float32)
+
+
+def pairs(folder, split, encoding="png"):
+    """(image, labels) of each key of the two LMDBs of a split."""
+    images, labels = (read_lmdb(Path(folder) / f"{split}_{what}") for what in ("images", "labels"))
+    assert [key for key, *_ in images] == [key for key, *_ in labels]
+    plan = argparse.Namespace(recipe=argparse.Namespace(gray=False))
+    return [(decode_datum(image[2], plan), label[1]["floats"]) for image, label in zip(images, labels)]
+
+
+def test_images_and_labels_belong_together_with_bad_images_between(tmp_path):
+    source = sources.tagged(tmp_path, 60)
+    for k in (3, 17, 40):
+        path = tmp_path / "photos" / f"{k:03d}.png"
+        path.write_bytes(path.read_bytes()[: 60 * (k != 3)])
+    (tmp_path / "photos" / "050.png").unlink()
+    out = tmp_path / "out"
+    assert convert(source, "--out", out, "--size", 24, "--encode", "png", "--max-bad", 4) == 0
+    found = [*pairs(out, "train"), *pairs(out, "val")]
+    assert len(found) == 56
+    for image, labels in found:
+        assert np.array_equal(labels_in(image), labels)
+    report = json.loads((out / "report.json").read_text())
+    reasons = {Path(path).name: reason for bad in report["bad_images"].values() for path, reason in bad.items()}
+    assert set(reasons) == {"003.png", "017.png", "040.png", "050.png"}
+    assert reasons["003.png"] == "0 bytes"
+    assert reasons["050.png"] == "missing"
+    for split in ("train", "val"):
+        index = read_index(str(out / f"{split}_index.txt"))
+        rows = [labels for _, labels in pairs(out, split)]
+        assert np.array_equal([index.dense(k) for k in range(len(index.paths))], rows)
+        assert report["images"][split] == len(rows)
+        assert all(os.path.isfile(path) for path in index.paths)
+    assert (out / "classes.txt").read_text().split() == ["c0", "c1", "c2", "c3"]
+
+
+def test_too_many_bad_images_end_the_command(tmp_path):
+    source = sources.tagged(tmp_path, 20)
+    for k in (3, 4):
+        (tmp_path / "photos" / f"{k:03d}.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"2 images are bad, and --max-bad allows 1: .*003.png: 0 bytes"):
+        convert(source, "--out", tmp_path / "out", "--max-bad", 1, "--size", 24)
+    with pytest.raises(UsageError, match=r"is there already and is not overwritten; --resume"):
+        convert(source, "--out", tmp_path / "out")
+    assert convert(source, "--out", tmp_path / "out", "--max-bad", "10%", "--size", 24, "--resume") == 0
+    with pytest.raises(UsageError, match="--bad-images is error"):
+        convert(source, "--out", tmp_path / "other", "--bad-images", "error")
+
+
+def test_means_are_those_of_the_training_images(tmp_path):
+    from multilabel_softmax_loss.data.datum import fields
+
+    source = sources.tagged(tmp_path, 30)
+    convert(source, "--out", tmp_path / "out", "--size", 24, "--encode", "raw")
+    images = np.array([image for image, _ in pairs(tmp_path / "out", "train")])
+    mean = json.loads((tmp_path / "out" / "report.json").read_text())["mean"]
+    assert mean == pytest.approx(images.mean(axis=(0, 2, 3)), abs=1e-6)
+    blob = dict(fields((tmp_path / "out" / "mean.binaryproto").read_bytes()))
+    assert [blob[k] for k in (1, 2, 3, 4)] == [1, 3, 24, 24]
+    assert np.allclose(np.frombuffer(blob[5], "<f4"), images.mean(axis=0).ravel())
+
+
+@pytest.mark.parametrize("to", ["lmdb", "hdf5", "index"])
+def test_twice_with_one_seed_is_the_same_bytes(to, tmp_path):
+    source = sources.tagged(tmp_path, 50)
+    for name in ("one", "two"):
+        convert(source, "--out", tmp_path / name, "--to", to, "--size", 24)
+    assert listing(tmp_path / "one") == listing(tmp_path / "two")
+    convert(source, "--out", tmp_path / "three", "--to", to, "--size", 24, "--seed", 1)
+    assert listing(tmp_path / "three") != listing(tmp_path / "one")
+    convert(source, "--out", tmp_path / "plain", "--to", to, "--size", 24, "--no-shuffle", "--split", 0)
+    paths = read_index(str(tmp_path / "plain" / "train_index.txt")).paths
+    assert [Path(path).name for path in paths] == [f"{k:03d}.png" for k in range(50)]
+
+
+IN_SMALL_BLOCKS = """
+import sys
+from multilabel_softmax_loss.commands import convert
+from multilabel_softmax_loss.data import conversion
+from multilabel_softmax_loss.__main__ import main
+conversion.BLOCK = 4
+convert.prove_in_caffe = lambda *_: 0
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("to", ["lmdb", "hdf5"])
+def test_kills_at_random_moments_leave_the_same_bytes(to, tmp_path):
+    source = sources.tagged(tmp_path, 80)
+    (tmp_path / "photos" / "007.png").write_bytes(b"")
+    words = ["--to", to, "--size", "24", "--jobs", "2"]
+
+    def start(out, *more):
+        code = [sys.executable, "-c", IN_SMALL_BLOCKS, source, "--out", str(tmp_path / out), *words, *more]
+        return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    assert whole.wait() == 0, whole.communicate()
+    whole.communicate()
+    draw = random.Random(to)
+    kills = 0
+    while True:
+        process = start("killed", *(["--resume"] if kills else []))
+        if kills < KILLS:
+            printed = process.stdout.readline()  # it has begun
+            wait_for_more(tmp_path / "killed", draw.randrange(1, 5), process)
+            process.send_signal(signal.SIGKILL)
+            kills += process.poll() is None or bool(printed)
+            process.communicate()
+            if process.returncode == -signal.SIGKILL:
+                continue
+        error = process.communicate()[1]
+        assert process.returncode == 0, error
+        break
+    assert listing(tmp_path / "killed") == listing(tmp_path / "whole")
+
+
+def wait_for_more(folder, changes, process):
+    """Until the record of progress has been replaced so many times, or the process has ended."""
+    path, seen = folder / conversion.PROGRESS, set()
+    while process.poll() is None and len(seen) < changes:
+        try:
+            seen.add(path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            seen.add(None)
+
+
+def test_resuming_compares_options_and_source(tmp_path):
+    source = sources.tagged(tmp_path, 20)
+    (tmp_path / "photos" / "003.png").write_bytes(b"")
+    words = [source, "--out", tmp_path / "out", "--size", 24]
+    with pytest.raises(UsageError, match="1 images are bad"):
+        convert(*words, "--max-bad", 0)
+    with pytest.raises(UsageError, match="begun with seed = 0, and now it is 3"):
+        convert(*words, "--resume", "--seed", 3)
+    Path(source).write_text(Path(source).read_text().replace("No Finding", "c1"))
+    with pytest.raises(UsageError, match="the source has changed"):
+        convert(*words, "--resume")
+    with pytest.raises(UsageError, match=r"holds out, photos, tags.csv and no conversion"):
+        convert(source, "--out", tmp_path, "--resume")
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    source = sources.tagged(tmp_path, 40)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+    code = [sys.executable, "-c", limit + IN_SMALL_BLOCKS, source, "--out", str(tmp_path / "out"), "--encode", "raw"]
+    process = subprocess.run([*code, "--size", "24", "--jobs", "1"], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "cannot be written" in process.stderr
+    assert "--resume" in process.stderr
+    assert "Traceback" not in process.stderr
+    monkeypatch.setattr(conversion, "BLOCK", 4)
+    assert convert(source, "--out", tmp_path / "out", "--encode", "raw", "--size", 24, "--resume") == 0
+    assert len(pairs(tmp_path / "out", "train")) == 36
+
+
+def test_the_map_grows_by_itself(tmp_path, monkeypatch):
+    from multilabel_softmax_loss.data import writers
+
+    monkeypatch.setattr(writers, "map_size", lambda size: 1 << 15)
+    convert(sources.tagged(tmp_path, 60), "--out", tmp_path / "out", "--size", 24, "--encode", "raw")
+    assert len(pairs(tmp_path / "out", "train")) == 54
+
+
+def test_duplicates_stand_on_one_side_and_are_told(tmp_path):
+    source = sources.tagged(tmp_path, 200, CLASSES, unique=False)
+    convert(source, "--out", tmp_path / "out", "--size", 24)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["duplicates"]["groups"] == 16  # one for each set of labels
+    assert report["duplicates"]["across_splits"] == []
+    assert report["duplicates"]["with_different_labels"] == []
+
+
+def test_a_given_split_is_kept_and_duplicates_across_it_are_told(tmp_path):
+    source = sources.tagged(tmp_path, 60, unique=False)
+    names = [f"{k:03d}" for k in range(0, 60, 3)]
+    listed = sources.write_text(tmp_path / "val.txt", "\n".join(names))
+    convert(source, "--out", tmp_path / "out", "--size", 24, "--split-file", listed, "--no-shuffle")
+    index = read_index(str(tmp_path / "out" / "val_index.txt"))
+    assert [Path(path).stem for path in index.paths] == names
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["duplicates"]["across_splits"]
+    three = sources.write_text(tmp_path / "three.txt", "".join(f"{k:03d}.png {k % 3}\n" for k in range(60)))
+    convert(source, "--out", tmp_path / "three", "--size", 24, "--split-file", three)
+    assert len(read_index(str(tmp_path / "three" / "test_index.txt")).paths) == 20
+    wrong = sources.write_text(tmp_path / "wrong.txt", "x.jpg\ny.jpg\n")
+    with pytest.raises(UsageError, match=r"lists x.jpg, y.jpg, and no image"):
+        convert(source, "--out", tmp_path / "w", "--split-file", wrong)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--size", "0"], "--size is '0'"),
+        (["--size", "axb"], "--size is 'axb'"),
+        (["--encode", "tiff"], "--encode is 'tiff'"),
+        (["--encode", "jpg:101"], "quality from 1 to 100"),
+        (["--to", "hdf5", "--encode", "png"], "--encode is for LMDBs"),
+        (["--to", "hdf5", "--short-side", "20"], "images of one size"),
+        (["--max-bad", "-1"], "--max-bad is '-1'"),
+        (["--images", "/nowhere"], "is no folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be_are_sentences(words, message, tmp_path):
+    source = sources.tagged(tmp_path, 3)
+    with pytest.raises(UsageError, match=message):
+        convert(source, "--out", tmp_path / "out", *[f"{words[0]}={words[1]}", *words[2:]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    source = sources.tagged(tmp_path, 20)
+    (tmp_path / "photos" / "003.png").unlink()
+    assert convert(source, "--out", tmp_path / "out", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "images      20",
+        "classes     4",
+        "split       train 18, val 2",
+        "missing     1 images",
+        "No Finding",
+    ):
+        assert text in printed
+    assert not (tmp_path / "out").exists()

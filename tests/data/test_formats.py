@@ -1,0 +1,197 @@
+"""Each annotation format, from a tiny source with awkward contents to the labels that must come out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import sources
+
+from multilabel_softmax_loss.data.formats import FORMATS, recognize
+from multilabel_softmax_loss.data.source import gather, summary
+from multilabel_softmax_loss.data.stream import UNKNOWN
+from multilabel_softmax_loss.errors import UsageError
+
+Q = 'q"uote, comma.jpg'
+EXPECTED = {
+    "voc-main": (
+        ["aeroplane", "pottedplant"],
+        {"2008_1.jpg": [0, 1], "2008_2.jpg": [1, 0], "2008_3.jpg": [UNKNOWN, 1]},
+    ),
+    "voc-xml": (["cat", "dog"], {"a b.jpg": [0, 1], "ü.jpg": [UNKNOWN, 0], "c.jpg": [0, 0]}),
+    "coco": (
+        ["person", "stop sign", "toothbrush"],
+        {"000001.jpg": [1, 0, 1], "000002.jpg": [0, 0, 1], "000003.jpg": [0, 0, 0]},
+    ),
+    "csv-tags": (
+        ["Hernia", "Mass", "Pleural Thickening"],
+        {"a b.jpg": [0, 1, 1], Q: [0, 0, 0], "Ärger 日本.jpg": [0, 1, 0], "gone.jpg": [1, 0, 0]},
+    ),
+    "csv-columns": (
+        ["Edema", "Pneumonia"],
+        {"p1/view1.jpg": [0, 0], "p2/view1.jpg": [1, UNKNOWN], "p3/view1.jpg": [0, 1]},
+    ),
+    "celeba": (["Bald", "Smiling"], {"000001.jpg": [0, 1], "000002.jpg": [1, 0]}),
+    "nus-wide": (["airport", "sky"], {"actor/0001_2.jpg": [1, 1], "zoo/0002_7.jpg": [0, 1]}),
+    "open-images": (["Cat, tabby", "Dog"], {"000a.jpg": [1, 0], "000b.jpg": [UNKNOWN, 1]}),
+    "imaterialist": (["7", "95"], {"1.jpg": [1, 1], "2.jpg": [1, 0]}),
+    "list-indices": (["0", "1", "2", "3"], {"a 1.jpg": [1, 0, 0, 1], "b.jpg": [0, 1, 0, 0], "c.jpg": [0] * 4}),
+    "list-values": (["0", "1", "2", "3"], {"a 1.jpg": [0, 1, 0, UNKNOWN], "b.jpg": [1, 1, 0, 0.5]}),
+    "folders": (
+        ["big dogs", "cats"],
+        {"cats/a.jpg": [0, 1], "cats/c.jpg": [1, 1], "big dogs/b.jpg": [1, 0], "big dogs/other.jpg": [1, 1]},
+    ),
+}
+
+
+def told(found):
+    """{path: its row of labels}"""
+    labels = found.labels
+    return {path: labels.dense(k).tolist() for k, path in enumerate(labels.paths)}
+
+
+def assert_told(found, classes, expected):
+    assert found.labels.classes == classes
+    rows = told(found)
+    assert len(rows) == len(expected)
+    for name, row in expected.items():
+        assert [rows[path] for path in rows if path.replace(os.sep, "/").endswith("/" + name)] == [row], name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_source_is_recognised_and_gives_its_labels(name, tmp_path):
+    source = getattr(sources, name.replace("-", "_"))(tmp_path)
+    assert recognize(str(source)) == name
+    found = gather([str(source)])
+    assert_told(found, *EXPECTED[name])
+    missing = [path for path in found.labels.paths if not os.path.isfile(path)]
+    assert [os.path.basename(path) for path in missing] == (["gone.jpg"] if name == "csv-tags" else [])
+    assert str(len(found.labels.paths)) in summary(found)
+
+
+def test_what_cannot_be_known_is_asked(tmp_path):
+    source = sources.write_text(tmp_path / "list.txt", "a.jpg 0 1\nb.jpg 1 0\n")
+    with pytest.raises(UsageError, match=r"may be several: list-indices .*, list-values .*--format"):
+        recognize(source)
+    assert gather([source], given="list-values").labels.dense(0).tolist() == [0, 1]
+    assert gather([source], given="list-indices").labels.dense(0).tolist() == [1, 1]
+    with pytest.raises(UsageError, match="looks like none of the formats known: voc-main"):
+        recognize(sources.write_text(tmp_path / "what.yaml", "a: b\n"))
+    with pytest.raises(UsageError, match="is not there"):
+        recognize(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="no text of UTF-8"):
+        recognize(sources.write_text(tmp_path / "latin.csv", "image,tags\nä.jpg,x\n", "latin-1"))
+
+
+@pytest.mark.parametrize(
+    "rows, indices, values",
+    [
+        pytest.param(["a.jpg 3 7", "b.jpg 1"], True, False, id="rows of different lengths"),
+        pytest.param(["a.jpg 0 0 1", "b.jpg 1 0 1"], False, True, id="an index is not listed twice"),
+        pytest.param(["a.jpg 0 -1", "b.jpg 1 0"], False, True, id="no index is -1"),
+        pytest.param(["a.jpg 0 5", "b.jpg 1 0"], True, False, id="5 is no value"),
+        pytest.param(["a 3 7.jpg 0 5", "b.jpg 1 0 2"], True, False, id="numbers in a name"),
+    ],
+)
+def test_lists_of_indices_and_of_values_are_told_apart(rows, indices, values, tmp_path):
+    from multilabel_softmax_loss.data.formats import list_kinds
+
+    assert list_kinds(sources.write_text(tmp_path / "l.txt", "\n".join(rows))) == (indices, values)
+
+
+FAULTS = {
+    "a row too short": ("a.csv", "image,tags\na.jpg,x\nb.jpg\n", "row 3, has 1 cells; expected 2"),
+    "no value": ("a.csv", "image,cat\n" + "a.jpg,1\n" * 2000 + "b.jpg,2\n", "row 2002, has '2' for 'cat'"),
+    "an attribute missing": ("a.txt", "2\nBald Young\n1.jpg 1 -1\n2.jpg 1\n", "has the row '2.jpg 1'"),
+    "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
+    "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
+    "an image that is not listed": (
+        "a.json",
+        '{"categories": [], "images": [{"id": 1, "file_name": "a"}],'
+        '"annotations": [{"image_id": 2, "category_id": 1}]}',
+        "annotation of image_id 2, which is not listed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name, text, message", FAULTS.values(), ids=list(FAULTS))
+def test_a_faulty_source_is_a_sentence(name, text, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        gather([sources.write_text(tmp_path / name, text)])
+
+
+def test_images_told_twice_are_merged_and_contradictions_are_unknown(tmp_path):
+    text = "a.jpg 0 1 1\nb.jpg 1 0 1\na.jpg 1 1 1\nb.jpg 1 0 1\n"
+    found = gather([sources.write_text(tmp_path / "l.txt", text)])
+    assert [found.labels.dense(k).tolist() for k in (0, 1)] == [[UNKNOWN, 1, 1], [1, 0, 1]]
+    assert any("1 images are told twice and differently" in note for note in found.notes)
+    tags = gather([sources.write_text(tmp_path / "t.csv", "image,tags\na.jpg,x\na.jpg,y\n")])
+    assert tags.labels.dense(0).tolist() == [1, 1]
+
+
+def test_classes_wanted_are_chosen_and_ordered_by_a_file(tmp_path):
+    source = sources.csv_tags(tmp_path)
+    names = sources.write_text(tmp_path / "names.txt", "Mass\nHernia\n")
+    found = gather([source], classes=names)
+    assert found.labels.classes == ["Mass", "Hernia"]
+    assert any("1 classes are not in" in note and "Pleural Thickening (1)" in note for note in found.notes)
+    listed = sources.write_text(tmp_path / "list.txt", "a.jpg 0 1\nb.jpg 2\n")
+    with pytest.raises(UsageError, match="class 2 is listed, and --classes names 2"):
+        gather([listed], classes=names)
+
+
+def test_images_without_a_row_are_counted(tmp_path):
+    found = gather([sources.csv_tags(tmp_path)], images=str(tmp_path / "images"))
+    assert any(note.startswith("1 images in") and "unlisted.jpg" in note for note in found.notes)
+
+
+def test_absent_classes_may_be_unknown(tmp_path):
+    found = gather([sources.csv_columns(tmp_path)], absent=UNKNOWN)
+    assert told(found)[str(tmp_path / "images" / "p3" / "view1.jpg")] == [0, 1]
+    assert told(found)[str(tmp_path / "images" / "p1" / "view1.jpg")] == [UNKNOWN, UNKNOWN]
+
+
+def test_a_validation_source_adds_images_and_no_classes(tmp_path):
+    train = sources.write_text(tmp_path / "a.csv", "image,tags\na.jpg,x y\n")
+    val = sources.write_text(tmp_path / "b.csv", "image,tags\nb.jpg,y\n")
+    assert gather([train], [val]).from_val.tolist() == [False, True]
+    with pytest.raises(UsageError, match="--val has classes that the source has not: z"):
+        gather([train], [sources.write_text(tmp_path / "c.csv", "image,tags\nc.jpg,z\n")])
+
+
+def test_many_rows_take_little_memory(tmp_path):
+    """100,000 rows of labels stay below 100 MB beyond what the modules take."""
+    rows = "".join(f"folder_{k % 100}/image_{k:07d}.jpg {k % 97} {k % 89 + 100}\n" for k in range(100_000))
+    source = sources.write_text(tmp_path / "list.txt", rows)
+    code = (
+        "import resource, sys\nfrom multilabel_softmax_loss.data.source import gather\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\nfound = gather([sys.argv[1]])\n"
+        "print(len(found.labels.paths), int((found.labels.values == 1).sum()), peak() - before)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code, source], stdout=subprocess.PIPE, text=True, check=True).stdout
+    images, labels, megabytes = map(int, printed.split())
+    assert (images, labels) == (100_000, 200_000)
+    assert megabytes < 100
+
+
+def test_json_of_any_size_is_read_in_parts(tmp_path, monkeypatch):
+    from multilabel_softmax_loss.data import text
+
+    monkeypatch.setattr(text, "CHUNK", 3)
+    content = {"a": [1, 25, {"b": ["]", "\\"]}], "c": 12345, "d": [], "e": "ü"}
+    path = sources.write_text(tmp_path / "x.json", json.dumps(content))
+    found = [("a", 1), ("a", 25), ("a", {"b": ["]", "\\"]}), ("c", 12345), ("e", "ü")]
+    assert list(text.json_elements(path)) == found
+
+
+def test_labels_know_their_positives():
+    from multilabel_softmax_loss.data.source import Labels
+
+    values = np.array([1, UNKNOWN, 0.5], np.float32)
+    labels = Labels(["a", "b"], ["x", "y"], np.array([0, 2, 3]), np.array([0, 1, 1]), values, 0.0)
+    assert labels.counts([0, 1]).tolist() == [1, 1]
+    assert labels.counts([1]).tolist() == [0, 1]
+    assert labels.has_unknown
