@@ -39,7 +39,9 @@ EXTRAS = {
         "opencv-python-headless>=4.5,<4.12; python_version == '3.9'",
         "opencv-python-headless>=4.5,<5; python_version != '3.9'",
     ],
+    "distributed": ["mpi4py>=4; python_version >= '3.8'"],  # with the MPI of the site, or the package mpich
     "test": [
+        "mpich>=4; python_version >= '3.8'",
         "pytest>=7.4",
         "pytest-xdist>=3.5",
         "hypothesis>=6.79",

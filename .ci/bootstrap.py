@@ -18,8 +18,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "caffe,fast,tools,test"
-WITHOUT_CAFFE = "Everything but the nets works without it: python3 -m pip install '.[fast,tools,test]' (see README.md)."
+EXTRAS = "caffe,fast,tools,distributed,test"
+WITHOUT_CAFFE = (
+    "Everything but the nets works without it: python3 -m pip install '.[fast,tools,distributed,test]' (see README.md)."
+)
 
 # What an interpreter says of itself. ensurepip is asked for because Debian ships Pythons that cannot make a venv.
 PROBE = """

@@ -15,10 +15,11 @@ if __name__ == "__main__":  # before what takes time is imported: Ctrl-C ends al
 
 import argparse
 import importlib
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
-from .commands.child import missing_package, run_in_child, run_reporting
+from .commands.child import join_ranks, missing_package, run_as_rank, run_in_child, run_reporting
 from .commands.terminal import PROGRAM, tell
+from .errors import UsageError
 
 COMMANDS = {
     "convert": (
@@ -47,6 +48,20 @@ class Version(argparse.Action):
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        hub = join_ranks(argv[0] if argv else "")
+    except UsageError as error:
+        tell(argv[0] if argv else "", str(error))
+        return 2
+    if hub is not None:
+        return run_as_rank(hub, argv, parse)
+    module, arguments = parse(argv)
+    run = run_reporting if getattr(module, "WITHOUT_CAFFE", False) else run_in_child
+    return run(module.run, arguments)
+
+
+def parse(argv: List[str]) -> Tuple[Any, Any]:
+    """The module of the command, and its arguments; a SystemExit, as argparse has it, where they are wrong."""
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog=PROGRAM, description=summary)
     parser.add_argument("--version", action=Version, nargs=0, help="print what is installed, and exit")
@@ -59,7 +74,7 @@ def main(argv: Optional[List[str]] = None) -> int:
                 module = importlib.import_module(f"{__package__}.{module_name}")
             except ImportError as error:
                 tell(name, missing_package(error))
-                return 2
+                sys.exit(2)
             command.description = summary[0].upper() + summary[1:] + "."
             module.add_arguments(command)
             chosen = command
@@ -67,12 +82,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     if module is None:
         parser.print_usage(sys.stderr)
         print(f"{PROGRAM}: error: expected a command: {', '.join(COMMANDS)}; -h explains them.", file=sys.stderr)
-        return 2
+        sys.exit(2)
     if rest:
         hints = [hint for option, hint in getattr(module, "HINTS", {}).items() if option in argv]
         chosen.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
-    run = run_reporting if getattr(module, "WITHOUT_CAFFE", False) else run_in_child
-    return run(module.run, arguments)
+    return module, arguments
 
 
 def console() -> None:

@@ -43,13 +43,18 @@ NEEDS_CAFFE = [
     "gradient_check/test_layer.py",
     "nets/test_reading.py",
     "nets/test_upgrade.py",
+    "parallel/test_training.py",
     "support/caffe_nets.py",
     "test_examples.py",
     "test_in_caffe.py",
     "test_snippets.py",
 ]
 
-collect_ignore = [] if HAS_CAFFE else NEEDS_CAFFE
+# mpi4py has wheels from 3.8 on.
+HAS_MPI = sys.version_info >= (3, 8)
+NEEDS_MPI = ["parallel/test_ranks.py", "parallel/test_training.py"]
+
+collect_ignore = [*([] if HAS_CAFFE else NEEDS_CAFFE), *([] if HAS_MPI else NEEDS_MPI)]
 
 
 def pytest_report_header():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 import logging
 import os
 import pickle
@@ -13,15 +15,20 @@ import tempfile
 import threading
 import traceback
 import warnings
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from importlib import import_module
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from ..errors import UsageError
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
+from ..parallel.hub import Hub
+from ..parallel.launcher import launched
+from ..parallel.ranks import ranks
 from .terminal import PROGRAM, tell
 
+PARALLEL = ("train", "evaluate", "predict")  # what several ranks can do together
+PR_SET_PDEATHSIG = 1
 CHILD = "from multilabel_softmax_loss.commands.child import child; child()"
 
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
@@ -29,12 +36,13 @@ FATAL = re.compile(r"^F\d{4,8} \S+ +\d+ (\S+:\d+)\] (.*)$", re.M)
 PROTOBUF = re.compile(r"^\[libprotobuf (?:ERROR|FATAL) .*?\] (.*)$", re.M)
 
 
-def run_in_child(run: Callable[[Any], int], arguments: Any) -> int:
+def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] = None) -> int:
     """The exit status of ``run(arguments)`` in a child process; its last words are put in a sentence if it dies.
 
     `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages.
     What Caffe itself writes to the standard error goes to a file that is read in case of need. Ctrl-C and SIGTERM reach
-    the child, and the child ends with this process, however that ends.
+    the child, and the child ends with this process, however that ends. Where this is one of several ranks, `hub` does
+    what the child asks of the others, and the status is that of all.
     """
     asked: List[int] = []
 
@@ -49,18 +57,64 @@ def run_in_child(run: Callable[[Any], int], arguments: Any) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_"))
             log = os.path.join(folder, "caffe.log")
             reading, writing = os.pipe()
-            process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading)
+            place = hub.open() if hub else None
+            options: Any = {} if hub is None or place is None else {"pass_fds": place[2:], "env": hub.environment()}
+            process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading, **options)
         os.close(reading)
+        mask_signals("SIG_UNBLOCK", SIGNALS)
         with suppress(BrokenPipeError), os.fdopen(writing, "wb") as job:
-            job.write(pickle.dumps((run.__module__, run.__qualname__, arguments, log)))
+            job.write(pickle.dumps((run.__module__, run.__qualname__, arguments, log, place)))
             job.flush()
+            ended = hub.serve(process) if hub else None
             process.wait()  # with the pipe open: its end tells the child that this process is gone
         status = process.wait()
-        if status < 0 and -status not in asked:
-            tell(arguments.command, last_words(log, -status))
+        died = status < 0 and -status not in asked and ended is None
+        words = last_words(log, -status) if died else ""
         if -status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE):
-            return 2
-        return status if status >= 0 else 128 - status
+            status = 2
+        status = status if status >= 0 else 128 - status
+        if hub:
+            return hub.end(2 if died else status, ended, f"rank {hub.rank}: {words}" if died else "")
+        if died:
+            tell(arguments.command, words)
+        return status
+
+
+def join_ranks(command: str) -> Optional[Hub]:
+    """The hub of this rank, if a launcher of MPI started several; Ctrl-C and SIGTERM wait then for a child to tell.
+
+    Raises
+    ------
+    UsageError : the ranks cannot meet.
+    """
+    found = launched()
+    if "mpi4py.MPI" in sys.modules:
+        raise UsageError(
+            "mpi4py has started MPI in this process, which leaves none to the ranks; expected no -m mpi4py, as in "
+            f"mpiexec -n 2 {PROGRAM} {command} ..."
+        )
+    if found is None:
+        return None
+    mask_signals("SIG_BLOCK", SIGNALS)
+    hub = Hub(*found, f"{PROGRAM} {command}: error: ")
+    if hub.rank > 0:  # rank 0 says what is to be said
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
+    return hub
+
+
+def run_as_rank(hub: Hub, argv: List[str], parse: Callable[[List[str]], Tuple[Any, Any]]) -> int:
+    """The exit status of all ranks; `parse` gives the module of the command, and its arguments."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            module, arguments = parse(argv)
+    except SystemExit as error:
+        hub.title = ""  # it is in what argparse says
+        return hub.end(int(error.code or 0), words=said.getvalue().rstrip())
+    if arguments.command not in PARALLEL:
+        shared = ", ".join(PARALLEL)
+        return hub.end(2, words=f"{hub.size} ranks were started; expected one process, as ranks share {shared} only.")
+    return run_in_child(module.run, arguments, hub)
 
 
 @contextmanager
@@ -78,10 +132,12 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 def child() -> None:
     """The other end of `run_in_child`: runs the job that the standard input holds."""
     try:
-        module, name, arguments, log = pickle.load(sys.stdin.buffer)
+        module, name, arguments, log, place = pickle.load(sys.stdin.buffer)
     except EOFError:  # the parent is gone already
         os._exit(1)
     threading.Thread(target=die_with_parent, daemon=True).start()
+    if sys.platform == "linux":  # at once, while that thread would wait for Caffe to let go of the interpreter
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # What Python prints keeps going to the terminal; file descriptor 2, where Caffe writes, becomes the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(log, "wb") as file:
@@ -93,10 +149,16 @@ def child() -> None:
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     mask_signals("SIG_UNBLOCK", SIGNALS)
+    if place is not None:
+        ranks.join(place)
+    if ranks.rank > 0:  # rank 0 says what is to be said
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
+        warnings.simplefilter("ignore")
     try:
         status = run_reporting(getattr(import_module(module), name), arguments)
     except Exception:  # such as a user's own layer raises; its author needs to know where
-        traceback.print_exc()
+        if not ranks.tell(traceback.format_exc().rstrip()):
+            traceback.print_exc()
         status = 2
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,18 +11,20 @@ import mmap
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
-from .launcher import abort_before_init, cores
+from .launcher import abort_before_init, cores, environment_of_child
 
 PATIENCE = "MULTILABEL_SOFTMAX_LOSS_PATIENCE"  # the environment variable; seconds
 NUMBERS = 8  # that a header has room for
@@ -53,27 +55,38 @@ class Request(NamedTuple):
     value: Any = None
 
 
+class Place(NamedTuple):
+    """Where a child finds its hub: file descriptors of the pipe to it, and of the memory that both see."""
+
+    rank: int
+    size: int
+    pipe: int
+    memory: int
+
+
 class Hub:
     """One rank among the others.
 
     Parameters
     ----------
     rank, size : as the launcher says.
+    title : what to put before a reason.
 
     Raises
     ------
     UsageError : mpi4py is missing, or belongs to another MPI than the launcher.
     """
 
-    def __init__(self, rank: int, size: int):
+    def __init__(self, rank: int, size: int, title: str):
+        self.title = title
         self.patience = patience()
         self.mpi = import_mpi(rank, size)
         self.comm = self.mpi.COMM_WORLD
         self.rank, self.size = rank, size
         if self.comm.size != size:
             raise UsageError(
-                f"the launcher started {size} ranks, but mpi4py sees {self.comm.size}: it belongs to another MPI. Start "
-                "with the mpiexec of mpi4py's MPI (that of the mpich package is beside this Python)."
+                f"the launcher started {size} ranks, but mpi4py sees {self.comm.size}: it belongs to another MPI. "
+                "Start with the mpiexec of mpi4py's MPI (that of the mpich package is beside this Python)."
             )
         self.words: List[str] = []  # why this rank ends
         self.agreed = False  # all ranks know that they end now
@@ -215,21 +228,32 @@ class Hub:
             self.process.kill()
         self.comm.Abort(2)
 
-    def say_why(self, words: List[str]) -> None:
+    def say_why(self, words: Sequence[str]) -> None:
         for text in words:
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{self.title}{text}\n")
         sys.stderr.flush()
 
     # The child
 
-    def serve(self, process: subprocess.Popen, connection: Connection, memory: int) -> Optional[Ended]:
+    def open(self) -> Place:
+        """Where a child finds this hub, for the file descriptors it is to inherit."""
+        here, there = socket.socketpair()
+        self.pipe = Connection(here.detach())
+        place = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.shared = tempfile.TemporaryFile(dir=place)  # noqa: SIM115, to the end
+        return Place(self.rank, self.size, there.detach(), self.shared.fileno())
+
+    def environment(self) -> Dict[str, str]:
+        return environment_of_child(self.threads())
+
+    def serve(self, process: subprocess.Popen) -> Optional[Ended]:
         """Do what the child asks until it ends; or what ended all ranks meanwhile."""
-        self.process = process
+        self.process, connection = process, self.pipe
         try:
             while True:
                 if connection.poll(TICK):
                     request = connection.recv()
-                    connection.send(self.do(request, memory))
+                    connection.send(self.do(request))
                     self.doing, self.begun = f"is at work since {request.name}", time.monotonic()
                 elif process.poll() is not None:
                     return None
@@ -242,7 +266,7 @@ class Hub:
             process.kill()
             return ended
 
-    def do(self, request: Request, memory: int) -> Any:
+    def do(self, request: Request) -> Any:
         do, name, value = request
         if do == "tell":
             return self.words.append(value)
@@ -250,7 +274,7 @@ class Hub:
             self.agreed = True
             return None
         if do == "map":
-            self.memory = np.frombuffer(mmap.mmap(memory, value), np.uint8)
+            self.memory = np.frombuffer(mmap.mmap(self.shared.fileno(), value), np.uint8)
             return None
         if do == "gather":
             return self.gather(STEP, name, value)[:, : len(value)]
@@ -269,11 +293,13 @@ class Hub:
 
     # The end
 
-    def end(self, status: int, ended: Optional[Ended] = None) -> int:
+    def end(self, status: int, ended: Optional[Ended] = None, words: str = "") -> int:
         """The status of all ranks, once each has come to its end; the rank at fault says why.
 
-        `status` is that of the child, `ended` what ended it, if that was another rank.
+        `status` is that of the child, `ended` what ended it, if that was another rank, `words` why it ended.
         """
+        if words:
+            self.words.append(words)
         if ended is None:
             if status and not self.agreed:
                 self.tell_fault(status, self.rank)
@@ -328,8 +354,9 @@ def import_mpi(rank: int, size: int) -> Any:
         except (ImportError, RuntimeError) as error:
             abort_before_init(2)
             raise UsageError(
-                f"a launcher started this as rank {rank} of {size}, and mpi4py does not load ({error}). Install "
-                f"'.[distributed]' for {sys.executable}, on CPython 3.8 or newer, or start one process without a launcher."
+                f"a launcher started this as rank {rank} of {size}, and mpi4py does not load ({error}). "
+                f"Install '.[distributed]' for {sys.executable}, on CPython 3.8 or newer, or start one process, "
+                "without a launcher."
             ) from error
     return MPI
 

@@ -29,7 +29,7 @@ def launched() -> Optional[Tuple[int, int]]:
 def environment_of_child(threads: int) -> dict:
     """The environment for a process that must not take itself for a rank, with its share of the cores."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
-    kept.setdefault("OMP_NUM_THREADS", str(threads))
+    kept["OMP_NUM_THREADS"] = kept.get("OMP_NUM_THREADS") or str(threads)
     return kept
 
 

@@ -6,21 +6,12 @@ import mmap
 import os
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Iterator, List, NamedTuple, Optional
+from typing import Any, Iterator, List, Optional
 
 import numpy as np
 
 from ..errors import UsageError
-from .hub import NUMBERS, Request
-
-
-class Place(NamedTuple):
-    """Where the child of a hub finds it: file descriptors of the pipe to it and of the common memory."""
-
-    rank: int
-    size: int
-    pipe: int
-    memory: int
+from .hub import NUMBERS, Place, Request
 
 
 class Ranks:
@@ -34,6 +25,7 @@ class Ranks:
         self.rank, self.size = 0, 1
         self.pipe: Optional[Connection] = None
         self.shared = -1
+        self.agreed = False
 
     def join(self, place: Place) -> None:
         self.rank, self.size = place.rank, place.size
@@ -89,11 +81,12 @@ class Ranks:
     def tell(self, text: str) -> bool:
         """Whether the hub takes the reason why this process ends, to be told if this rank is the one at fault."""
         if self.size > 1:
-            self.request("tell", "the end", text)
+            self.request("tell", "the end", text if self.agreed else f"rank {self.rank}: {text}")
         return self.size > 1
 
     def agree(self) -> None:
         """From here on all ranks end by themselves, as they know of the same reason."""
+        self.agreed = True
         if self.size > 1:
             self.request("agree", "the end")
 

@@ -1,0 +1,101 @@
+"""Ranks take their steps together, and end together: one status, one reason, from the rank at fault, and no hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.ranks import TESTS, finish, run_job, start_ranks
+
+from multilabel_softmax_loss.parallel.launcher import environment_of_child, launched
+from multilabel_softmax_loss.parallel.ranks import Ranks
+
+
+def test_ranks_share_gather_and_add_up(size=4):
+    cores = len(os.sched_getaffinity(0))
+    status, output, errors = run_job("sums", size, OMP_NUM_THREADS="")
+    assert (status, output, errors) == (0, f"all well; {max(1, cores // size)} threads\n", "")
+
+
+@pytest.mark.parametrize(
+    "size, how, busy, expected, words",
+    [
+        (4, "sentence", "busy", 2, "error: rank 3: a bad label\n"),
+        (2, "traceback", "", 2, "ZeroDivisionError: a fault of a layer\n"),
+        (2, "status 1", "busy", 1, "error: rank 1: the loss is nan\n"),
+        (4, "killed", "busy", 2, "error: rank 3: Caffe died of signal 9 (SIGKILL)\n"),
+        (2, "abort", "", 2, "error: rank 1: Caffe stopped, since net.cpp:41 says: Check failed: torn\n"),
+        (2, "finished early", "", 2, "error: rank 1 ended while others go on\n"),
+        (2, "another step", "", 2, "rank 0 'the next step', rank 1 'another step'\n"),
+    ],
+)
+def test_a_rank_at_fault_ends_all_with_its_status_and_its_reason(size, how, busy, expected, words):
+    begun = time.monotonic()
+    status, output, errors = run_job("fail", size, how, busy)
+    assert (status, output) == (expected, "")
+    assert errors.endswith(words)
+    assert errors.count("error: rank") + errors.count("error: the ranks") == 1
+    assert time.monotonic() - begun < 30  # where busy ranks would work on for 60 seconds
+
+
+@pytest.mark.parametrize("how, state", [("hang", "is at work since the start"), ("hub stopped", "does not answer")])
+def test_a_rank_that_does_not_come_is_named(how, state):
+    status, _, errors = run_job("fail", 2, how, patience=1)
+    assert status == 2
+    assert f"no answer at the next step for 1 s: rank 1 {state}" in errors
+    assert errors.count("\n") == 1
+
+
+def test_what_is_wrong_for_all_is_told_once():
+    status, _, errors = run_job("all_fail", 2)
+    assert (status, errors.count("no such file")) == (2, 1)
+
+
+def test_what_is_wrong_for_one_is_wrong_for_all():
+    status, _, errors = run_job("one_of_together", 2)
+    assert status == 2
+    assert errors.endswith("error: rank 1: no such file here\n")
+
+
+def test_a_signal_to_the_launcher_reaches_every_rank():
+    process = start_ranks(2, TESTS / "support" / "ranks.py", "interrupted", PYTHONPATH=str(TESTS))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    status, output, _ = finish(process)
+    assert (status, output.splitlines()[-1]) == (130, "stopped")
+
+
+def test_one_process_imports_nothing_of_mpi():
+    code = "import sys, multilabel_softmax_loss.commands.child; sys.exit(any('mpi4py' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_alone_a_process_is_all_ranks():
+    alone = Ranks()
+    assert alone.gather([3, 4], "here").tolist() == [[3, 4]]
+    assert alone.everyone("x", "here") == ["x"]
+    assert alone.share("x", "here") == "x"
+    assert not alone.any([], "here")
+    assert not alone.tell("a reason")
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, (1, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, (3, 4)),
+        ({"SLURM_NTASKS": "4"}, None),  # a shell in an allocation
+        ({"PMIX_RANK": "2", "SLURM_NTASKS": "4"}, (2, 4)),
+    ],
+)
+def test_the_launcher_is_known_by_its_environment(environment, expected, monkeypatch):
+    for name in ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == expected
+    assert not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"} & set(environment_of_child(1))

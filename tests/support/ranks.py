@@ -1,0 +1,133 @@
+"""How to start ranks, and small jobs for them: what is tested of ranks apart from training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from multilabel_softmax_loss.commands.child import handling, join_ranks, run_as_rank
+from multilabel_softmax_loss.commands.terminal import say, tell
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.parallel.ranks import ranks
+
+TESTS = Path(__file__).resolve().parent.parent
+MPIEXEC = str(Path(sys.executable).with_name("mpiexec"))
+
+
+def start_ranks(size, *words, folder=TESTS, patience=60, **environment):
+    """A running mpiexec of as many ranks of `python WORDS`."""
+    return subprocess.Popen(
+        [MPIEXEC, "-n", str(size), sys.executable, *map(str, words)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MULTILABEL_SOFTMAX_LOSS_PATIENCE": str(patience), **environment},
+    )
+
+
+def finish(process, seconds=120):
+    """(exit status, output, errors) of a running mpiexec, which is killed with its ranks if it takes too long."""
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its proxy sees that, and kills the ranks
+        output, errors = process.communicate()
+        raise AssertionError(f"it hangs; so far: {output}{errors}") from None
+    return process.returncode, output, errors
+
+
+def run_job(job, size, *words, **keywords):
+    return finish(start_ranks(size, __file__, job, *words, PYTHONPATH=str(TESTS), **keywords))
+
+
+def sums(arguments):
+    memory = ranks.memory(8 * 1000)
+    memory.view(np.float64)[:] = np.arange(1000) * (ranks.rank + 1)
+    ranks.sum(np.float64, 0, 1000, "sums")
+    factor = ranks.size * (ranks.size + 1) / 2
+    assert np.array_equal(memory.view(np.float64), np.arange(1000) * factor)
+    memory.view(np.float32)[:] = ranks.rank
+    ranks.broadcast(np.float32, 4000, 1000, "broadcast")
+    assert memory.view(np.float32)[:1000].tolist() == [ranks.rank] * 1000
+    assert not memory.view(np.float32)[1000:].any()
+    assert ranks.gather([ranks.rank, 7], "gather").tolist() == [[rank, 7] for rank in range(ranks.size)]
+    assert ranks.gather(np.arange(30) + ranks.rank, "many").tolist() == [
+        list(range(rank, rank + 30)) for rank in range(ranks.size)
+    ]
+    assert ranks.share({"of": ranks.rank}, "share") == {"of": 0}
+    assert ranks.everyone("x" * ranks.rank, "everyone") == ["x" * rank for rank in range(ranks.size)]
+    assert ranks.any(ranks.rank == 1, "any")
+    say(f"all well; {os.environ['OMP_NUM_THREADS']} threads")
+    return 0
+
+
+def fail(arguments):
+    """The last rank fails in one of many ways; the others wait for it, or work on."""
+    ranks.gather([], "the start")
+    how = arguments.how
+    if ranks.rank == ranks.size - 1:
+        if how == "sentence":
+            raise UsageError("a bad label")
+        if how == "traceback":
+            raise ZeroDivisionError("a fault of a layer")
+        if how == "status 1":
+            tell("train", "the loss is nan")
+            return 1
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "abort":
+            os.write(2, b"F1122 00:55:14.266420  6134 net.cpp:41] Check failed: torn\n")
+            os.abort()
+        if how == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "hub stopped":
+            os.kill(os.getppid(), signal.SIGSTOP)
+        if how == "finished early":
+            return 0
+        if how == "another step":
+            ranks.gather([], "another step")
+    if arguments.busy:
+        time.sleep(60)
+    ranks.gather([], "the next step")
+    return 0
+
+
+def all_fail(arguments):
+    raise UsageError("no such file")
+
+
+def one_of_together(arguments):
+    with ranks.together("reading"):
+        if ranks.rank == 1:
+            raise UsageError("no such file here")
+    return 0
+
+
+def interrupted(arguments):
+    asked = []
+    with handling(lambda number, frame: asked.append(number)):
+        say("ready")
+        while not ranks.any(asked, "the next iteration"):
+            time.sleep(0.01)
+    ranks.agree()
+    say("stopped")
+    return 130
+
+
+def main(job, how="", busy=""):
+    hub = join_ranks("train")
+    arguments = SimpleNamespace(command="train", how=how, busy=bool(busy))
+    module = SimpleNamespace(run=globals()[job])
+    return run_as_rank(hub, [], lambda argv: (module, arguments))
+
+
+if __name__ == "__main__":
+    from support import ranks as jobs  # under the name by which a child finds it
+
+    sys.exit(jobs.main(*sys.argv[1:]))
