@@ -1,10 +1,17 @@
-"""Who started this process: a launcher of MPI, as one of several ranks, or nobody, as told by the environment."""
+"""Who started this process, as the environment tells: a launcher, as one of several ranks, or nobody; MPI itself."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from typing import Optional, Tuple
+import select
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from typing import Any, Iterator, Optional, Tuple
+
+from ..errors import UsageError
+
+PATIENCE = "MULTILABEL_SOFTMAX_LOSS_PATIENCE"  # the environment variable; seconds
 
 # Rank and number of ranks, as the launchers of MPICH, Intel MPI and `srun --mpi=pmi2`, Open MPI, and `srun --mpi=pmix`
 # name them.
@@ -47,3 +54,63 @@ def abort_before_init(status: int) -> None:
     """
     with suppress(KeyError, ValueError, OSError):
         os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
+
+
+def patience() -> float:
+    """For how many seconds a rank is waited for."""
+    text = os.environ.get(PATIENCE, "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"{PATIENCE} is {text!r}; expected a number of seconds above 0.")
+    return seconds
+
+
+def import_mpi(rank: int, size: int) -> Any:
+    """The module MPI of mpi4py, with MPI started.
+
+    Raises
+    ------
+    UsageError : it is missing, or finds no MPI.
+    """
+    with not_for_ever(size, patience()):
+        try:
+            import mpi4py
+
+            mpi4py.rc.thread_level = "funneled"
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            abort_before_init(2)
+            raise UsageError(
+                f"a launcher started this as rank {rank} of {size}, and mpi4py does not load ({error}). "
+                f"Install '.[distributed]' for {sys.executable}, on CPython 3.8 or newer, or start one process, "
+                "without a launcher."
+            ) from error
+    return MPI
+
+
+@contextmanager
+def not_for_ever(size: int, seconds: float) -> Iterator[None]:
+    """End this process if it is still in here after some seconds, as MPI waits for ranks that never began.
+
+    MPI_Init keeps the interpreter to itself, so that no thread could see to it; another process does.
+    """
+    if not hasattr(os, "fork"):
+        yield
+        return
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    if os.fork() == 0:
+        os.close(writing)
+        if not select.select([reading], [], [], seconds)[0]:
+            os.write(2, f"MPI did not begin within {seconds:.0f} s: not all of {size} ranks have come.\n".encode())
+            os.kill(parent, signal.SIGKILL)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.wait()

@@ -11,7 +11,8 @@ from typing import Any, Iterator, List, Optional
 import numpy as np
 
 from ..errors import UsageError
-from .hub import NUMBERS, Place, Request
+from .hub import Place, Request
+from .meeting import NUMBERS
 
 
 class Ranks:

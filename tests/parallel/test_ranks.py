@@ -13,7 +13,8 @@ from multilabel_softmax_loss.parallel.launcher import environment_of_child, laun
 from multilabel_softmax_loss.parallel.ranks import Ranks
 
 
-def test_ranks_share_gather_and_add_up(size=4):
+def test_ranks_share_gather_and_add_up():
+    size = 4
     cores = len(os.sched_getaffinity(0))
     status, output, errors = run_job("sums", size, OMP_NUM_THREADS="")
     assert (status, output, errors) == (0, f"all well; {max(1, cores // size)} threads\n", "")
