@@ -35,6 +35,7 @@ EXTRAS = {
         "lmdb>=1.6,<1.7; python_version < '3.8'",
         "lmdb>=1.6,<1.9; python_version == '3.8'",  # later wheels for 3.8 do not import
         "lmdb>=1.6; python_version >= '3.9'",
+        "plyvel>=1.5; python_version < '3.10' and platform_machine == 'x86_64'",  # LevelDBs, for whoever has Caffe
         # 5.0 dropped the reader of Caffe models; 4.12 wants NumPy 2 on CPython 3.9, which Caffe cannot have.
         "opencv-python-headless>=4.5,<4.12; python_version == '3.9'",
         "opencv-python-headless>=4.5,<5; python_version != '3.9'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from typing import Any, Sequence
 
 
@@ -41,3 +42,8 @@ def unknown_name(what: str, name: str, known: Sequence[str], where: str) -> Usag
 def shortlist(names: Any, most: int = 5) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def warn(text: str) -> None:
+    """Say on the standard error what may be wrong; the work goes on."""
+    print(f"warning: {text}", file=sys.stderr)

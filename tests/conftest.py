@@ -41,6 +41,8 @@ NEEDS_CAFFE = [
     "commands/test_train.py",
     "commands/test_validation.py",
     "gradient_check/test_layer.py",
+    "nets/test_data_layers.py",
+    "nets/test_pairing.py",
     "nets/test_reading.py",
     "nets/test_upgrade.py",
     "parallel/test_training.py",

@@ -8,10 +8,12 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..nets.data_layers import batch_size, check_lengths, count_samples, sources
+from ..nets.data_layers import batch_size, check_data, count_samples, readers, sources
 from ..nets.heads import Head, choose_head, unsaturated
+from ..nets.pairing import parameter_of
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
+from ..nets.surgery import ancestors
 from ..nets.weights import load_net
 
 
@@ -45,7 +47,7 @@ def net_outputs(
     if head.labels is None:
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
-    count = samples_of(net, path, phase)
+    count = samples_of(net, path, phase, head)
     found, log_odds, known = collect(load_net(net, path, phase, weights), net, head, count, path)
     truth = positives(found, known, head.labels, positive_above)
     if truth.shape[1] < 2:
@@ -79,36 +81,31 @@ def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> N
     layers = [type(layer).FromString(layer.SerializeToString()) for layer in layers]
     del net.layer[:]
     net.layer.extend(layers)
-    readers = sources(net.layer)
-    if data is not None and len(readers) != 1:
-        raise UsageError(f"{path} has {len(readers)} data layers; --data needs exactly one, so edit the sources there.")
-    for layer in readers:
-        parameter = layer.hdf5_data_param if layer.type == "HDF5Data" else layer.data_param
-        if layer.type == "HDF5Data":
-            parameter.shuffle = False
-        elif layer.type == "Data":
-            parameter.ClearField("rand_skip")
+    found = readers(net.layer)
+    if data is not None and len(found) != 1:
+        raise UsageError(f"{path} has {len(found)} data layers; --data needs exactly one, so edit the sources there.")
+    for layer in found:
+        parameter = parameter_of(layer)
+        for name in {"shuffle", "rand_skip"} & set(parameter.DESCRIPTOR.fields_by_name):
+            parameter.ClearField(name)
         if data is not None:
             parameter.source = data
 
 
-def samples_of(net: Any, path: str, phase: str) -> int:
-    """How many samples the data layers hold, the same number in each."""
-    readers = sources(net.layer)
-    if not readers:
-        raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data or Data.")
-    counts = {layer.name: count_samples(layer) for layer in readers}
-    check_lengths(counts, path)
-    if len({batch_size(layer) for layer in readers}) > 1:
-        raise UsageError(f"{path} has data layers of different batch sizes; expected one size.")
-    return next(iter(counts.values()))
+def samples_of(net: Any, path: str, phase: str, head: Head) -> int:
+    """How many samples the data layers of the scores hold, all of them in one order."""
+    found = sources(ancestors(net.layer, head.scores))
+    if not found:
+        raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data, Data or ImageData.")
+    check_data(net.layer, path, [(head.scores, str(head.labels))])
+    return count_samples(found[0])
 
 
 def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows of `count` samples, each once: the last batch may begin the data anew, which is cut off."""
     from tqdm import tqdm
 
-    size = batch_size(sources(net.layer)[0])
+    size = batch_size(sources(ancestors(net.layer, head.scores))[0])
     parts = []
     for start in tqdm(range(0, count, size), unit="batch", leave=False, disable=not sys.stderr.isatty()):
         with running(path):

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
-from ..nets.data_layers import batch_size, count_samples, is_lmdb, sources
+from ..nets.data_layers import batch_size, count_samples, readers
 from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
 from . import metrics
 from .outputs import positives
@@ -105,8 +105,7 @@ def find_head(net: Any, layers: Sequence[Any]) -> Optional[Head]:
 
 def tell_coverage(layers: Sequence[Any], batches: int) -> None:
     """Say where a test leaves out a part of the data, or counts one twice, as Caffe's test_iter has it."""
-    readers = [layer for layer in sources(layers) if layer.type == "HDF5Data" or is_lmdb(layer)]
-    for samples, size in dict.fromkeys((count_samples(layer), batch_size(layer)) for layer in readers):
+    for samples, size in dict.fromkeys((count_samples(layer), batch_size(layer)) for layer in readers(layers)):
         seen, needed = batches * size, math.ceil(samples / size)
         told = f"A test is test_iter {batches} x batch_size {size} = {seen} samples of the {samples} that there are"
         if seen < samples:

@@ -252,7 +252,7 @@ def test_of_two_losses_on_the_same_scores_one_is_chosen_by_its_activation(traine
         pytest.param(["narrow.caffemodel"], "for layer 'scores'; expected [(6, 10), (6,)]", id="shape"),
         pytest.param(["good", "--scores", "score"], "no blob 'score'; did you mean 'scores'?", id="blob name"),
         pytest.param(["good", "--labels", "data"], "(10, 5); expected (10, 6)", id="labels"),
-        pytest.param(["good", "--data", "empty.txt"], "is an empty set; expected at least one sample", id="empty set"),
+        pytest.param(["good", "--data", "empty.txt"], "empty.h5, named in empty.txt, is empty", id="empty set"),
         pytest.param(["good", "--data", "foreign.txt"], "has no data set 'label'; it has data", id="foreign set"),
         pytest.param(["good", "--data", "torn.txt"], "is no readable HDF5 file", id="torn set"),
         pytest.param(["good", "--data", "zeros.txt"], "holds no positive label in 5 samples", id="no positives at all"),

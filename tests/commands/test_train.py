@@ -98,7 +98,7 @@ def test_quiet_when_piped(tmp_path):
             "train_val.prototxt: MultilabelSoftmaxLossLayer: bottom[1] (labels) has shape (8, 6); expected (8, 7)",
             id="label width",
         ),
-        pytest.param({"train.txt": (".h5", ".h6")}, (), "train.h6, named in ", id="missing data"),
+        pytest.param({"train.txt": (".h5", ".h6")}, (), "train.h6 (named in ", id="missing data"),
         pytest.param({"train.txt": ("train.h5", "bool.h5")}, (), "bool.h5 has bool in data set 'label'", id="bool"),
         pytest.param({"train_val.prototxt": ("size: 8", "size: 0")}, (), "'data' has batch_size 0", id="no batch"),
         pytest.param(
