@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, List, Tuple
 
@@ -44,7 +45,7 @@ def count_hdf5(layer: Any) -> int:
             with h5py.File(path, "r") as file:
                 shapes = [check_data_set(file, top, layer, path).shape for top in layer.top]
         except FileNotFoundError as error:
-            missing = FileNotFoundError(error.errno, os.strerror(error.errno))  # h5py's own words are long
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # h5py's own words are long
             raise cannot_be_read(path, f"named in {source}", missing) from error
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{path}, named in {source}, is no readable HDF5 file: {error}.") from error

@@ -64,7 +64,7 @@ def test_the_samples_of_all_files_of_a_list_are_counted(here):
         pytest.param("a.h5\nb.h5\n", {"a": np.zeros((3, 2)), "b": np.zeros((0, 2))},
                      "b.h5, named in list.txt, is empty: it holds no sample", id="an empty file"),
         pytest.param("a.h5\nc.h5\n", {"a": np.zeros((3, 2))},
-                     "c.h5 (named in list.txt) cannot be read: No such file or directory. Paths count from", id="missing"),
+                     "c.h5 (named in list.txt) cannot be read: No such file or directory. Paths", id="missing"),
         pytest.param("my data/a.h5\n", {}, "Caffe splits such a list at each blank", id="blank"),
         pytest.param("\ufeffa.h5\n", {}, "list.txt (source of layer 'data') begins with a byte order mark", id="mark"),
         pytest.param("a.h5\0\n", {}, "is no text file: it has NUL bytes in it", id="NUL"),
