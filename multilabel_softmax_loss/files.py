@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 import signal
 import stat
 import tempfile
@@ -36,6 +37,16 @@ def mask_signals(how: str, signals: Iterable[int]) -> Iterable[int]:
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
+# In the name of each temporary file and folder that this program makes, and eight characters after it.
+MARK = ".multilabel_softmax_loss-"
+TEMPORARY = re.compile(rf"\.(.+){re.escape(MARK)}[a-z0-9_]{{8}}(\.\w+)?", re.S)
+
+
+def stands_for(name: str) -> Optional[str]:
+    """The name in whose place a temporary file of this name would be put; None for a file of another's."""
+    match = TEMPORARY.fullmatch(name)
+    return match.group(1) + (match.group(2) or "") if match else None
+
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
@@ -48,7 +59,7 @@ def replacing(path: str) -> Iterator[str]:
     stem, suffix = os.path.splitext(name)
     with blocked():
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{stem}-", suffix=suffix, dir=folder)
+            handle, temporary = tempfile.mkstemp(prefix=f".{stem}{MARK}", suffix=suffix, dir=folder)
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
         os.close(handle)
@@ -61,6 +72,15 @@ def replacing(path: str) -> Iterator[str]:
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
+
+
+def set_aside(path: str) -> str:
+    """Give a file a name that no other has; the new path."""
+    number = 1
+    while os.path.lexists(f"{path}.kept-{number}"):
+        number += 1
+    os.rename(path, f"{path}.kept-{number}")
+    return f"{path}.kept-{number}"
 
 
 def permissions(path: str) -> int:

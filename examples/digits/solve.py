@@ -150,7 +150,7 @@ def measure(labels, probs, threshold):
 
 def learning_curves(folder):
     """The run as lists: `train_loss` of each iteration; `iteration`, `test_loss` and `mAP` of each test."""
-    rows = read_history(str(folder / "run" / "history.csv"))[1]
+    rows = read_history(str(folder / "run" / "history.csv")).rows
     tested = [row for row in rows if "test_mAP" in row]
     return {
         "train_loss": [row["loss"] for row in rows if "loss" in row],

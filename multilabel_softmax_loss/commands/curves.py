@@ -10,6 +10,14 @@ import numpy as np
 
 from ..files import replacing
 
+SOFTWARE = "multilabel_softmax_loss"  # as curves.png says of itself
+
+
+def is_ours(path: str) -> bool:
+    """Whether a picture is one that `draw_curves` made."""
+    with open(path, "rb") as file:
+        return SOFTWARE.encode() in file.read(1 << 12)
+
 
 class Curves:
     """curves.png of a run, drawn anew while it goes on, but with no more than a twentieth of its time."""
@@ -83,7 +91,7 @@ def draw_curves(
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=100, metadata={"Software": SOFTWARE})
     pyplot.close(figure)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, its complete snapshots, and its best weights."""
+"""Snapshots of a run: written so that they are whole or known as torn, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -9,99 +9,51 @@ import os
 import re
 import shutil
 import tempfile
-import time
+import warnings
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
-from ..files import replacing, write_text
-from .history import read_history
+from ..files import MARK, write_text
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
 
-class RunFolder:
-    """What a run leaves in its folder.
+# In the path of the weights that a .solverstate of ours names: it means nothing to Caffe, which does not write it so.
+OUR_SIGN = "."
 
-    A snapshot is three files: PREFIX_iter_N.caffemodel and .solverstate, as Caffe makes them, and
-    PREFIX_iter_N.json, written last, which holds their lengths and checksums and what Caffe's files lack. It is
-    complete when all three are there and agree, whatever happened while it was written.
+
+class Snapshots:
+    """The snapshots in a folder.
+
+    Each is three files: PREFIX_iter_N.json, which holds the lengths and checksums of the others, a checksum of itself,
+    and what Caffe's files lack; then PREFIX_iter_N.caffemodel and .solverstate, as Caffe makes them. It is whole when
+    all three are there and agree. The .json comes first, so that none of Caffe's files is of a run without it.
     """
 
-    def __init__(self, path: str, prefix: str):
-        self.path = path
-        self.prefix = prefix
-        self.history_path = os.path.join(path, "history.csv")
-        self.curves_path = os.path.join(path, "curves.png")
-        self.best_path = os.path.join(path, "best.json")
-        self.handle: Optional[int] = None
+    def __init__(self, folder: str, prefix: str):
+        self.folder, self.prefix = folder, prefix
 
-    def manifests(self) -> List[str]:
-        """The .json files of the snapshots, the newest first."""
-        names = glob.glob(os.path.join(glob.escape(self.path), f"{glob.escape(self.prefix)}_iter_*.json"))
-        return sorted((name for name in names if iteration_of(name) >= 0), key=iteration_of, reverse=True)
+    def is_manifest(self, name: str) -> bool:
+        return re.fullmatch(rf"{re.escape(self.prefix)}_iter_\d+\.json", name) is not None
 
-    def lock(self, patience: float = 60.0) -> None:
-        """Make this folder, and keep it to this process; a run that was killed a moment ago may still be ending.
+    def files(self) -> Dict[str, int]:
+        """The paths of all that are named as a snapshot's files are, whoever made them, and their iterations."""
+        pattern = re.compile(rf"{re.escape(self.prefix)}_iter_(\d+)\.(json|(caffemodel|solverstate)(\.h5)?)")
+        matches = [pattern.fullmatch(name) for name in sorted(os.listdir(self.folder))]
+        return {os.path.join(self.folder, match.group()): int(match.group(1)) for match in matches if match}
 
-        Raises
-        ------
-        UsageError : another run goes on here.
-        """
-        import fcntl
+    def manifests(self) -> List[Tuple[int, str]]:
+        """The iterations and .json files of the snapshots, the newest first."""
+        return sorted(((n, path) for path, n in self.files().items() if path.endswith(".json")), reverse=True)
 
-        if self.handle is not None:
-            return
-        try:
-            os.makedirs(self.path, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be made: {error.strerror}.") from error
-        handle = os.open(self.path, os.O_RDONLY)
-        end = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    os.close(handle)
-                    raise UsageError(f"{self.path} is used by another run; choose another --out.") from error
-                time.sleep(0.05)
-            except OSError as error:
-                os.close(handle)
-                raise UsageError(f"{self.path} cannot be locked: {error.strerror}; choose another --out.") from error
-        self.handle = handle
-
-    def unlock(self) -> None:
-        """Let others in."""
-        if self.handle is not None:
-            os.close(self.handle)
-            self.handle = None
-
-    def check_unused(self) -> None:
-        """Raise a UsageError if a run has been here, which nothing may overwrite; without an iteration it is none."""
-        names = self.manifests()
-        begun = any(iteration_of(name) > 0 for name in names) or (not names and os.path.exists(self.best_path))
-        if begun or self.has_history():
-            raise UsageError(f"{self.path} holds a run already; go on with --resume, or choose another --out.")
-
-    def has_history(self) -> bool:
-        try:
-            return bool(read_history(self.history_path)[1])
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, KeyError):
-            return True  # a file of that name that is not ours
-
-    def clean(self) -> None:
-        """Remove what a killed process left under temporary names."""
-        for stem in (self.prefix, f"{self.prefix}_iter_*", "best", "history", "curves", "preprocessing"):
-            for name in glob.glob(os.path.join(glob.escape(self.path), f".{stem}-*")):
-                shutil.rmtree(name) if os.path.isdir(name) else os.remove(name)
-
-    # Snapshots
+    def foreign(self, after: int = -1) -> Optional[str]:
+        """A file of an iteration past `after` that this program did not make."""
+        ours = {iteration for iteration, _ in self.manifests()}
+        ours |= {n for path, n in self.files().items() if ".solverstate" in path and is_ours(path)}
+        return next((path for path, n in self.files().items() if n > after and n not in ours), None)
 
     def save(self, solver: Any, scratch: str, record: Dict[str, Any]) -> str:
         """Keep the solver's state; `scratch` is the snapshot_prefix it writes to. Returns the weights' path."""
@@ -109,38 +61,45 @@ class RunFolder:
         (model,) = glob.glob(f"{glob.escape(scratch)}_iter_{solver.iter}.caffemodel*")
         suffix = next(suffix for suffix in reversed(list(SUFFIXES)) if model.endswith(suffix))
         state = model[: -len(suffix)] + SUFFIXES[suffix]
-        stem = os.path.join(self.path, f"{self.prefix}_iter_{solver.iter}")
-        set_learned_net(state, stem + suffix)
-        files = {}
-        for source, target in ((model, stem + suffix), (state, stem + SUFFIXES[suffix])):
-            files[os.path.basename(target)] = fingerprint(source)
+        stem = os.path.join(self.folder, f"{self.prefix}_iter_{solver.iter}")
+        set_learned_net(state, os.path.join(self.folder, OUR_SIGN, os.path.basename(stem + suffix)))
+        moves = ((model, stem + suffix), (state, stem + SUFFIXES[suffix]))
+        files = {os.path.basename(target): fingerprint(source) for source, target in moves}
+        for source, _ in moves:
             flush(source)
+        write_record(stem + ".json", {"iteration": solver.iter, "files": files, **record})
+        for source, target in moves:
             os.replace(source, target)
-        manifest = {"iteration": solver.iter, "files": files, **record}
-        write_text(stem + ".json", json.dumps(manifest, indent=1) + "\n")
-        flush(self.path)
+        flush(self.folder)
         return stem + suffix
 
-    def newest(self, say: Any) -> Dict[str, Any]:
-        """The manifest of the newest complete snapshot; `say` is told of torn ones."""
-        for name in self.manifests():
-            problem = None
-            try:
-                with open(name, encoding="utf-8") as file:
-                    manifest = json.load(file)
-                problem = next(filter(None, (self.problem(*entry) for entry in manifest["files"].items())), None)
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                problem = f"{name} does not read ({error})"
-            if problem is None:
+    def newest(self, say: Callable[[str], None]) -> Dict[str, Any]:
+        """The manifest of the newest whole snapshot; `say` is told of torn ones."""
+        for iteration, path in self.manifests():
+            manifest, problem = self.read(iteration, path)
+            if manifest is not None:
                 return manifest
-            say(f"Snapshot {os.path.basename(name)[:-5]} is torn: {problem}. Trying the one before.")
+            say(f"Snapshot {os.path.basename(path)[:-5]} is torn: {problem}. Trying the one before.")
         raise UsageError(
-            f"{self.path} holds no complete snapshot {self.prefix}_iter_*; expected one to resume from. "
+            f"{self.folder} holds no complete snapshot {self.prefix}_iter_*; expected one to resume from. "
             "Start without --resume, or give the --out of the run."
         )
 
+    def read(self, iteration: int, path: str) -> Tuple[Optional[Dict[str, Any]], str]:
+        """A manifest if its snapshot is whole, else None and what is wrong."""
+        try:
+            manifest = read_record(path)
+        except (OSError, ValueError) as error:
+            return None, f"{path} does not read ({error})"
+        if manifest["iteration"] != iteration:
+            return None, f"{path} is that of iteration {manifest['iteration']}"
+        problems = (self.problem(name, expected) for name, expected in manifest["files"].items())
+        problem = next(filter(None, problems), "")
+        return (None if problem else manifest), problem
+
     def problem(self, name: str, expected: Dict[str, Any]) -> Optional[str]:
-        path = os.path.join(self.path, name)
+        """What is wrong with a file of a snapshot."""
+        path = os.path.join(self.folder, name)
         if not os.path.exists(path):
             return f"{name} is missing"
         size = os.path.getsize(path)
@@ -148,30 +107,20 @@ class RunFolder:
             return f"{name} has {size} bytes; expected {expected['bytes']}"
         return None if fingerprint(path) == expected else f"{name} has other bytes than were written"
 
+    def weights(self, manifest: Dict[str, Any]) -> str:
+        return self.path_of(manifest, ".caffemodel")
+
+    def path_of(self, manifest: Dict[str, Any], kind: str) -> str:
+        return os.path.join(self.folder, next(name for name in manifest["files"] if kind in name))
+
     def restore(self, solver: Any, manifest: Dict[str, Any]) -> None:
         """Put the solver back to a snapshot, wherever its folder has moved since."""
-        names = {name: os.path.join(self.path, name) for name in manifest["files"]}
-        model = next(path for name, path in names.items() if ".caffemodel" in name)
-        state = next(path for name, path in names.items() if ".solverstate" in name)
-        with tempfile.TemporaryDirectory(prefix=f".{self.prefix}-", dir=self.path) as folder:
+        state = self.path_of(manifest, ".solverstate")
+        with tempfile.TemporaryDirectory(prefix=f".{self.prefix}{MARK}", dir=self.folder) as folder:
             copy = os.path.join(folder, os.path.basename(state))
             shutil.copyfile(state, copy)
-            set_learned_net(copy, model)
+            set_learned_net(copy, self.weights(manifest))
             solver.restore(copy)
-
-    # The best weights
-
-    def best(self) -> Optional[Dict[str, Any]]:
-        try:
-            with open(self.best_path, encoding="utf-8") as file:
-                return json.load(file)
-        except (OSError, ValueError):
-            return None  # torn or absent: the next test decides anew
-
-    def save_best(self, net: Any, record: Dict[str, Any]) -> None:
-        with replacing(os.path.join(self.path, "best.caffemodel")) as temporary:
-            net.save(temporary)
-        write_text(self.best_path, json.dumps(record, indent=1) + "\n")
 
 
 class SnapshotPrefix:
@@ -194,20 +143,52 @@ class SnapshotPrefix:
     def __exit__(self, *error: Any) -> None:
         self.outside.cleanup()
 
+    def folder(self, name: str) -> str:
+        """A new folder of this name, for files that the run will begin with."""
+        path = os.path.join(self.outside.name, name)
+        os.mkdir(path)
+        return path
+
     @contextmanager
     def inside(self, folder: str) -> Iterator[None]:
-        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=folder) as inside:
+        with tempfile.TemporaryDirectory(prefix=f".{self.name}{MARK}", dir=folder) as inside:
             os.remove(self.link)
             os.symlink(os.path.abspath(inside), self.link)
             yield
 
 
-def iteration_of(name: str) -> int:
-    match = re.search(r"_iter_(\d+)\.json$", name)
-    return int(match.group(1)) if match else -1
+def write_record(path: str, content: Dict[str, Any]) -> Dict[str, Any]:
+    """Write a dict as JSON, with a checksum of itself in it; what was written."""
+    content = {**content, "checksum": checksum(content)}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def read_record(path: str) -> Dict[str, Any]:
+    """What `write_record` wrote.
+
+    Raises
+    ------
+    OSError : it cannot be opened.
+    ValueError : it is damaged, or something else.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict) or content.get("checksum") != checksum(content):
+        raise ValueError("its checksum is not that of what it holds")
+    return content
+
+
+def checksum(content: Dict[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(path: str) -> Dict[str, Any]:
+    """The length and checksum of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -234,11 +215,40 @@ def set_learned_net(state: str, weights: str) -> None:
             del file["learned_net"]
             file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads on to the terminating zero
         return
-    from caffe.proto import caffe_pb2
-
-    message = caffe_pb2.SolverState()
-    with open(state, "rb") as file:
-        message.ParseFromString(file.read())
+    message = read_state(state)
     message.learned_net = weights
     with open(state, "wb") as file:
         file.write(message.SerializeToString())
+
+
+def is_ours(state: str) -> bool:
+    """Whether a .solverstate is one that `Snapshots.save` kept."""
+    return os.path.basename(os.path.dirname(learned_net(state))) == OUR_SIGN
+
+
+def learned_net(state: str) -> str:
+    """The file of weights that a .solverstate names; "" where it does not read."""
+    try:
+        if state.endswith(".h5"):
+            import h5py
+
+            with h5py.File(state, "r") as file:
+                return os.fsdecode(bytes(file["learned_net"][()]))
+        return read_state(state).learned_net
+    except (OSError, KeyError, ValueError, TypeError):
+        return ""
+
+
+def read_state(path: str) -> Any:
+    """The SolverState of a file; a ValueError if it is damaged."""
+    from caffe.proto import caffe_pb2
+    from google.protobuf.message import DecodeError
+
+    message = caffe_pb2.SolverState()
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            message.ParseFromString(file.read())
+        except (DecodeError, SystemError) as error:  # protobuf 3.20 raises the latter for a string that is no UTF-8
+            raise ValueError(f"{path} is torn") from error
+    return message

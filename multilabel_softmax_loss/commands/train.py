@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from ..errors import NotFiniteError, UsageError, shortlist
 from ..nets.python_layers import LAYER_ERRORS
@@ -19,7 +19,8 @@ from .child import handling
 from .curves import Curves
 from .history import History
 from .preprocessing import write_preprocessing
-from .snapshots import RunFolder, SnapshotPrefix
+from .run_folder import RunFolder
+from .snapshots import SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
 from .terminal import PROGRAM, say, tell, warn
 from .validation import Best, TestNet
@@ -32,6 +33,15 @@ In DIR: history.csv (each iteration: losses, learning rate, and the metrics of t
 curves.png, a snapshot at the solver's interval and at the end, best.caffemodel with best.json, and preprocessing.json
 where it is known. Ctrl-C (or SIGTERM) ends the run with a snapshot, exit status 130. NaN ends it with status 1.
 """
+
+
+class Choices(NamedTuple):
+    """What a user may choose of how a run is tested and recorded."""
+
+    best_by: Optional[str] = None
+    k: Optional[int] = None
+    positive_above: Optional[float] = None
+    history_every: int = 1
 
 
 class Diverged(Exception):
@@ -54,6 +64,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("-k", type=int, help="CF1@k and OF1@k decide for the k likeliest (default: 3)")
     add_positive_argument(parser)
     parser.add_argument("--preprocessing", metavar="FILE", help="JSON file for `predict`, kept beside the weights")
+    every = "write each N-th iteration, and those with a test, to history.csv, which grows by some 100 bytes a row"
+    parser.add_argument("--history-every", type=int, default=1, metavar="N", help=f"{every} (default: %(default)s)")
 
 
 def run(arguments: Any) -> int:
@@ -67,6 +79,7 @@ def run(arguments: Any) -> int:
             k=arguments.k,
             positive_above=arguments.positive_above,
             preprocessing=arguments.preprocessing,
+            history_every=arguments.history_every,
         )
     except Diverged as error:
         tell(arguments.command, str(error))
@@ -83,6 +96,7 @@ def train(
     k: Optional[int] = None,
     positive_above: Optional[float] = None,
     preprocessing: Optional[str] = None,
+    history_every: int = 1,
 ) -> Dict[str, Any]:
     """Train as the command does; the keywords are its options.
 
@@ -97,6 +111,8 @@ def train(
     """
     if k is not None and k < 1:
         raise UsageError(f"-k is {k}; expected a whole number of at least 1.")
+    if history_every < 1:
+        raise UsageError(f"--history-every is {history_every}; expected a whole number of at least 1.")
     file = read_solver(solver)
     folder = run_folder(file, out)
     if resume and not os.path.isdir(folder.path):
@@ -107,17 +123,18 @@ def train(
         if os.path.isdir(folder.path):
             folder.lock()
         with stopping() as stop, SnapshotPrefix(folder.prefix) as prefix:
+            prepared = prefix.folder("prepared")
             if not resume:
-                folder.check_unused()
-            manifest = folder.newest(say) if resume else None
+                write_preprocessing(prepared, file.train.net.layer, preprocessing)
+                folder.check_unused(prepared)
+            manifest = folder.snapshots.newest(say) if resume else None
             seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))
-            training = Training(seeded, folder, stop, best_by, k, positive_above)
+            training = Training(seeded, folder, stop, Choices(best_by, k, positive_above, history_every))
             if not resume:
                 begin_weights(seeded, weights)
             folder.lock()
             folder.clean()
-            if manifest is None:
-                write_preprocessing(folder.path, file.train.net.layer, preprocessing)
+            folder.take(prepared)
             with prefix.inside(folder.path):
                 return training.run(manifest)
     finally:
@@ -164,19 +181,12 @@ def stopping() -> Iterator[List[int]]:
 class Training:
     """A solver, its place in the run, and what is recorded of it."""
 
-    def __init__(
-        self,
-        solver: SeededSolver,
-        folder: RunFolder,
-        stop: List[int],
-        best_by: Optional[str],
-        k: Optional[int],
-        positive_above: Optional[float],
-    ):
-        self.solver, self.folder, self.stop = solver, folder, stop
-        self.tests = [TestNet(solver, number, k, positive_above) for number in range(len(solver.file.tests))]
+    def __init__(self, solver: SeededSolver, folder: RunFolder, stop: List[int], choices: Choices):
+        self.solver, self.folder, self.stop, self.choices = solver, folder, stop, choices
+        numbers = range(len(solver.file.tests))
+        self.tests = [TestNet(solver, number, choices.k, choices.positive_above) for number in numbers]
         self.test_columns = {name: better for test in self.tests for name, better in test.columns.items()}
-        self.best = Best(self.test_columns, best_by, solver.file.path)
+        self.best = Best(self.test_columns, choices.best_by, solver.file.path)
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
         self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
@@ -186,7 +196,9 @@ class Training:
         if manifest is not None:
             self.resume(manifest)
         columns = ["iteration", "seconds", "lr", *self.solver.losses, *self.test_columns]
-        self.history = History(self.folder.history_path, columns, self.solver.iteration)
+        self.history = History(
+            self.folder.history_path, columns, self.solver.iteration, self.choices.history_every, say
+        )
         try:
             if manifest is None:
                 self.save()  # so that a run can be resumed from the first moment on, with its seed and first weights
@@ -204,13 +216,14 @@ class Training:
 
     def resume(self, manifest: Dict[str, Any]) -> None:
         path = self.solver.file.path
-        self.weights = os.path.join(self.folder.path, next(name for name in manifest["files"] if ".caffemodel" in name))
+        self.folder.check_ours(manifest, say)
+        self.weights = self.folder.snapshots.weights(manifest)
         remedy = "A run is resumed with the net it began with; start a new one with --weights to keep what fits."
         check_layers(self.solver.net, read_weights(self.weights), self.weights, path, remedy)
-        self.folder.restore(self.solver.caffe_solver, manifest)
+        self.folder.snapshots.restore(self.solver.caffe_solver, manifest)
         self.saved = self.solver.iteration
         self.seconds = manifest["seconds"]
-        self.best.resume(self.folder.best() or manifest["best"])
+        self.best.resume(self.folder.best_of(manifest))
         self.solver.fast_forward(self.stop)
         say(f"Resumed {self.folder.path} at iteration {self.solver.iteration}.")
 
@@ -229,14 +242,16 @@ class Training:
                 self.step(row)
                 self.seconds += time.monotonic() - begin
                 row["seconds"] = self.seconds
-                self.history.add(row)
+                tested = any(name in row for name in self.test_columns)
+                finite = all(math.isfinite(row[name]) for name in solver.losses)
+                self.history.add(row, always=tested or not finite)
                 self.check_finite(row)
                 recent = [*recent[-19:], solver.weighted_loss]
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4g}", lr=f"{row['lr']:.3g}", refresh=False)
                 bar.update()
                 if param.snapshot and solver.iteration % param.snapshot == 0:
                     self.save()
-                if any(name in row for name in self.test_columns) or self.curves.are_old():
+                if tested or self.curves.are_old():
                     self.draw()
 
     def finish(self) -> None:
@@ -246,7 +261,7 @@ class Training:
             self.save()
         row = self.new_row()
         if not self.stop and self.tests and self.test(row):
-            self.history.add(row)
+            self.history.add(row, always=True)
         self.draw(finished=True)
         state = "Interrupted" if self.stop else "Finished"
         say(f"{state} at iteration {iteration}; weights in {self.weights}.")
@@ -293,7 +308,7 @@ class Training:
             raise Diverged(self.last_good(text))
         self.history.flush()
         record = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record}
-        self.weights = self.folder.save(self.solver.caffe_solver, self.solver.prefix, record)
+        self.weights = self.folder.snapshots.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 
     def test_is_due(self) -> bool:
@@ -316,7 +331,7 @@ class Training:
         row.update(values)
         record = self.best.update(values, iteration)
         if record:
-            self.folder.save_best(self.solver.net, record)
+            self.best.record = self.folder.save_best(self.solver.net, record)
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         say(f"iteration {iteration}: {text}{' (best)' if record else ''}")
         return True

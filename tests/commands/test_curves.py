@@ -36,3 +36,9 @@ def test_the_running_mean_starts_with_the_first_loss_and_runs_neither_late_nor_h
     assert smoothed(noise)[-1] == pytest.approx(noise[-26:].mean())
     assert list(smoothed([3.0])) == [3.0]
     assert list(smoothed([])) == []
+
+
+def test_a_history_can_be_thinned(tmp_path, no_pictures):
+    train(make_run(tmp_path, max_iter=25), out=str(tmp_path / "run"), history_every=4)
+    rows = rows_of(tmp_path / "run")
+    assert [int(row["iteration"]) for row in rows] == [0, 4, 8, 10, 12, 16, 20, 24, 25]  # tests at 10 and 25 too

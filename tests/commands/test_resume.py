@@ -185,7 +185,7 @@ def test_killing_the_command_ends_its_child_and_resuming_goes_on(tmp_path):
     solver = make_run(tmp_path, max_iter=100000, snapshot=50, test=False)
     command = [sys.executable, "-m", "multilabel_softmax_loss", "train", solver, "--out", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_for(lambda: (tmp_path / "run" / "tiny_iter_50.json").exists())
+    wait_for(lambda: (tmp_path / "run" / "tiny_iter_100.json").exists())
     process.kill()
     process.wait()
     shortened = (tmp_path / "solver.prototxt").read_text().replace("100000", "60000")

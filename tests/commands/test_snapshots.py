@@ -2,19 +2,23 @@
 
 import errno
 import os
+import random
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.tiny_nets import SIGMOID, listing, make_run, with_iterations
+from support.tiny_nets import SIGMOID, listing, make_run, rows_of, with_iterations
 
 from multilabel_softmax_loss.commands.child import handling
-from multilabel_softmax_loss.commands.snapshots import RunFolder, set_learned_net
+from multilabel_softmax_loss.commands.run_folder import RunFolder
+from multilabel_softmax_loss.commands.snapshots import Snapshots, set_learned_net, write_record
 from multilabel_softmax_loss.commands.train import Diverged, train
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.files import MARK
 
 
 def test_the_name_of_the_weights_in_a_state_of_hdf5_ends_with_a_zero(tmp_path):
@@ -34,7 +38,7 @@ def test_ctrl_c_ends_the_wait_for_a_folder_in_use(tmp_path, monkeypatch):
     solver = make_run(tmp_path, test=False)
     RunFolder(str(tmp_path / "run"), "x").lock()
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr("multilabel_softmax_loss.commands.snapshots.time", clock)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.run_folder.time", clock)
     # A process that was started in the background ignores Ctrl-C unless it is told not to.
     with handling(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         train(solver, out=str(tmp_path / "run"), resume=True)
@@ -128,3 +132,114 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     first.unlock()
     second.lock(patience=5)
     second.unlock()
+
+
+def damaged_bits(data, draw, count):
+    """Copies of some bytes, each with one bit flipped."""
+    for _ in range(count):
+        place, bit = draw.randrange(len(data)), draw.randrange(8)
+        yield data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+def test_a_manifest_with_any_bit_flipped_is_torn_or_says_what_it_said(tmp_path):
+    path = str(tmp_path / "tiny_iter_3.json")
+    content = {"iteration": 3, "files": {}, "seed": 5, "seconds": 0.125, "best": {"metric": "test_mAP", "value": 0.25}}
+    written = write_record(path, content)
+    data = Path(path).read_bytes()
+    torn = 0
+    for copy in damaged_bits(data, random.Random(0), 400):
+        Path(path).write_bytes(copy)
+        manifest, problem = Snapshots(str(tmp_path), "tiny").read(3, path)
+        assert (manifest == written) if manifest else problem
+        torn += manifest is None
+    assert torn > 300  # the others are blanks, which mean nothing
+
+
+FOREIGN = [
+    pytest.param("tiny_iter_10.caffemodel", "of a run of this program", id="weights of plain Caffe"),
+    pytest.param("tiny_iter_10.solverstate", "of a run of this program", id="state of plain Caffe"),
+    pytest.param("best.caffemodel", "of a run of this program", id="best weights"),
+    pytest.param("best.json", "of a run of this program", id="notes on the best"),
+    pytest.param("curves.png", "of a run of this program", id="a picture"),
+    pytest.param("history.csv", "is no history of a run", id="a history"),
+    pytest.param("preprocessing.json", "says something else than this run's would", id="preprocessing"),
+]
+
+
+@pytest.mark.parametrize("name, message", FOREIGN)
+def test_a_new_run_refuses_a_folder_where_it_would_replace_a_file_of_anothers(tmp_path, name, message):
+    solver = make_run(tmp_path, test=False)
+    (tmp_path / "given.json").write_text('{"mean": 0, "scale": 1, "channels": "GRAY"}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(UsageError, match=f"{name} is there already, and .*{message}"):
+        train(solver, out=str(tmp_path / "run"), preprocessing=str(tmp_path / "given.json"))
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [param.values[0] for param in FOREIGN[:3]] + ["curves.png", "history.csv"])
+def test_a_resumed_run_replaces_no_file_of_anothers(tmp_path, no_pictures, name):
+    solver = make_run(tmp_path)
+    train(with_iterations(solver, 4), out=str(tmp_path / "run"))
+    (tmp_path / "run" / name).write_text("mine")
+    kept = (tmp_path / "run" / name).read_bytes()
+    refused = pytest.raises(UsageError, match=f"{name} is not of this run, or has changed since")
+    with refused if name != "history.csv" else nullcontext():  # which is kept under another name
+        train(with_iterations(solver, 12), out=str(tmp_path / "run"), resume=True)
+    assert kept in listing(tmp_path / "run").values()
+
+
+def test_hidden_files_of_another_hand_stay_and_those_of_a_killed_process_go(tmp_path, no_pictures):
+    solver = make_run(tmp_path, test=False, max_iter=1)
+    run = tmp_path / "run"
+    for name in (".tiny-data", f".tiny{MARK}abcd_012"):
+        (run / name).mkdir(parents=True)
+        (run / name / "file").write_text("x")
+    mine = [".best-notes.txt", ".tiny_iter_1-old.json", f".other{MARK}abcd_012.json", f".best{MARK}short.json"]
+    left = [f".best{MARK}abcd_012.json", f".tiny_iter_1{MARK}abcd_012.json", f".history{MARK}abcd_012.csv"]
+    for name in [*mine, *left]:
+        (run / name).write_text("x")
+    train(solver, out=str(run))
+    assert {name for name in os.listdir(run) if name.startswith(".")} == {".tiny-data", *mine}
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"{", b"[1]", b'{"metric": 1}', b"[" * 100000], ids=str)
+def test_a_damaged_best_json_stops_no_run_and_its_weights_are_kept(tmp_path, capsys, no_pictures, damage):
+    solver = make_run(tmp_path, snapshot=0)
+    train(with_iterations(solver, 4), out=str(tmp_path / "run"))
+    weights = (tmp_path / "run" / "best.caffemodel").read_bytes()
+    (tmp_path / "run" / "best.json").write_bytes(damage[:10] + damage)
+    train(with_iterations(solver, 5), out=str(tmp_path / "run"), resume=True)
+    assert "best.json is damaged" in capsys.readouterr().out
+    assert (tmp_path / "run" / "best.caffemodel.kept-1").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        pytest.param(
+            lambda data: data[:-9] + b"\0" * 9, "the last before iteration 9 is that of 7", id="tail of zeros"
+        ),
+        pytest.param(lambda data: data.replace(b"\n5,", b"\nfive,"), "1 rows do not read", id="a word for a number"),
+        pytest.param(
+            lambda data: data.replace(b"\n5,", b"\n\xff5,").replace(b"\n6,", b"\n2,"), "2 rows", id="two rows"
+        ),
+        pytest.param(lambda data: b"\0" * 300 + data[300:], "history begins anew here", id="no first line"),
+        pytest.param(lambda data: b"", "history begins anew here", id="empty"),
+    ],
+)
+def test_a_damaged_history_is_taken_up_as_far_as_it_is_whole(tmp_path, capsys, no_pictures, damage, words):
+    solver = make_run(tmp_path, test=False)
+    train(with_iterations(solver, 9), out=str(tmp_path / "run"))
+    history = tmp_path / "run" / "history.csv"
+    whole = rows_of(tmp_path / "run")
+    damaged = damage(history.read_bytes())
+    history.write_bytes(damaged)
+    train(with_iterations(solver, 10), out=str(tmp_path / "run"), resume=True)
+    assert words in capsys.readouterr().out
+    assert (tmp_path / "run" / "history.csv.kept-1").read_bytes() == damaged
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["iteration"] == "9"
+    assert [row for row in rows[:-1] if row not in whole] == []
+    assert len(rows) >= 8 or "anew" in words
