@@ -4,10 +4,12 @@ import os
 import platform
 import sys
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.needs import missing_modules
 
 # Before Caffe and matplotlib are imported: no log, one thread for the same sums everywhere, and no window.
 os.environ.update(GLOG_minloglevel="2", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
@@ -26,43 +28,39 @@ settings.register_profile("test", max_examples=40, derandomize=True, **PATIENT)
 settings.register_profile("fuzz", max_examples=2000, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
-# Real Caffe has wheels for these interpreters and processors (setup.py). There a missing Caffe fails the tests;
-# elsewhere the tests of nets cannot be, and everything else is tested.
-HAS_CAFFE = sys.version_info < (3, 10) and platform.machine() in ("x86_64", "AMD64")
-NEEDS_CAFFE = [
-    "commands/test_deploy.py",
-    "commands/test_evaluate.py",
-    "commands/test_predict.py",
-    "commands/test_child.py",
-    "commands/test_curves.py",
-    "commands/test_resume.py",
-    "commands/test_snapshots.py",
-    "commands/test_solver.py",
-    "commands/test_train.py",
-    "commands/test_validation.py",
-    "gradient_check/test_layer.py",
-    "nets/test_data_layers.py",
-    "nets/test_pairing.py",
-    "nets/test_reading.py",
-    "nets/test_upgrade.py",
-    "parallel/test_training.py",
-    "support/caffe_nets.py",
-    "test_examples.py",
-    "test_in_caffe.py",
-    "test_snippets.py",
-]
-
-# mpi4py has wheels from 3.8 on.
-HAS_MPI = sys.version_info >= (3, 8)
-NEEDS_MPI = ["parallel/test_ranks.py", "parallel/test_training.py"]
-
-collect_ignore = [*([] if HAS_CAFFE else NEEDS_CAFFE), *([] if HAS_MPI else NEEDS_MPI)]
+# What needs a module that is not installed is left out and named at the end. In the environments that this project
+# makes (they have a stamp) only where there is no such module: Caffe has wheels for CPython 3.7 to 3.9 on x86_64,
+# mpi4py from 3.8 on; the notebook and its kernel are for the default interpreter.
+HAS_CAFFE = find_spec("caffe") is not None
+OWN_ENVIRONMENT = Path(sys.prefix, "stamp").is_file()
+MAY_BE_MISSING = set()
+if sys.version_info >= (3, 10) or platform.machine() not in ("x86_64", "AMD64"):
+    MAY_BE_MISSING |= {"caffe", "google"}
+if sys.version_info[:2] != (3, 9):
+    MAY_BE_MISSING |= {"nbclient", "nbformat", "ipykernel"}
+if sys.version_info < (3, 8):
+    MAY_BE_MISSING |= {"mpi4py"}
+LEFT_OUT = {}
 
 
-def pytest_report_header():
-    if not HAS_CAFFE:
-        return f"Caffe has no wheel for this interpreter: {', '.join(NEEDS_CAFFE)} are left out"
-    return None
+def pytest_ignore_collect(collection_path):
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    missing = missing_modules(collection_path)
+    if not missing or (OWN_ENVIRONMENT and not set(missing) <= MAY_BE_MISSING):
+        return None
+    LEFT_OUT[str(collection_path.relative_to(ROOT))] = missing
+    return True
+
+
+def pytest_terminal_summary(terminalreporter):
+    if LEFT_OUT:
+        terminalreporter.section("left out")
+        for path, missing in sorted(LEFT_OUT.items()):
+            terminalreporter.line(f"{path} needs {', '.join(missing)}")
+        terminalreporter.line(
+            "The extras [caffe,fast,tools] bring these where they exist; Caffe for CPython 3.7 to 3.9 on x86_64."
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +113,8 @@ def backend(request, monkeypatch):
     """The test runs once by the NumPy path and once by the kernels."""
     from multilabel_softmax_loss.losses import evaluate as losses
 
+    if request.param == "numba" and not (find_spec("numba") or OWN_ENVIRONMENT):
+        pytest.skip("needs numba, of the extra [fast]")
     monkeypatch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", request.param)
     losses.kernels.cache_clear()
     yield request.param

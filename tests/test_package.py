@@ -31,9 +31,9 @@ def python(code, *arguments, **environment):
     return done.stdout
 
 
-def command(*arguments):
+def command(*arguments, cwd=None):
     command = [sys.executable, "-m", "multilabel_softmax_loss", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_version_is_the_one_pip_installed():
@@ -128,11 +128,11 @@ def test_the_version_tells_how_the_losses_are_computed(environment):
     assert python(code, **environment).startswith(expected)
 
 
-def test_the_console_script_is_the_module():
+def test_the_console_script_is_the_module(tmp_path):
     script = Path(sys.executable).with_name("multilabel-softmax-loss")
     for arguments in (["--version"], ["snippet", "softmax_loss"], ["snippet", "no"]):
-        done = subprocess.run([str(script), *arguments], capture_output=True, text=True)
-        same = command(*arguments)
+        done = subprocess.run([str(script), *arguments], capture_output=True, text=True, cwd=str(tmp_path))
+        same = command(*arguments, cwd=str(tmp_path))
         assert (done.returncode, done.stdout, done.stderr) == (same.returncode, same.stdout, same.stderr)
 
 
