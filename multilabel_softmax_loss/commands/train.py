@@ -19,6 +19,7 @@ from .child import handling
 from .curves import Curves
 from .history import History
 from .preprocessing import write_preprocessing
+from .provenance import check_same, describe
 from .run_folder import RunFolder
 from .snapshots import SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
@@ -187,6 +188,7 @@ class Training:
         self.tests = [TestNet(solver, number, choices.k, choices.positive_above) for number in numbers]
         self.test_columns = {name: better for test in self.tests for name, better in test.columns.items()}
         self.best = Best(self.test_columns, choices.best_by, solver.file.path)
+        self.description = describe(solver.file)
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
         self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
@@ -216,6 +218,7 @@ class Training:
 
     def resume(self, manifest: Dict[str, Any]) -> None:
         path = self.solver.file.path
+        changed = check_same(manifest["run"], self.solver.file)
         self.folder.check_ours(manifest, say)
         self.weights = self.folder.snapshots.weights(manifest)
         remedy = "A run is resumed with the net it began with; start a new one with --weights to keep what fits."
@@ -225,6 +228,8 @@ class Training:
         self.seconds = manifest["seconds"]
         self.best.resume(self.folder.best_of(manifest))
         self.solver.fast_forward(self.stop)
+        if changed:
+            warn("train", f"the run goes on otherwise than it began: {'; '.join(changed)}. (Its random seed stays.)")
         say(f"Resumed {self.folder.path} at iteration {self.solver.iteration}.")
 
     def loop(self) -> None:
@@ -307,7 +312,7 @@ class Training:
             text = f"iteration {self.solver.iteration}: the weights of layer {layer!r} are not finite. Lower base_lr."
             raise Diverged(self.last_good(text))
         self.history.flush()
-        record = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record}
+        record = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record, "run": self.description}
         self.weights = self.folder.snapshots.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 

@@ -237,3 +237,45 @@ def test_the_random_seed_is_drawn_once_and_kept(tmp_path, no_pictures):
     assert seeds[0] != seeds[1]
     train(with_iterations(solver, 5), out=str(tmp_path / "a"), resume=True)
     assert json.loads((tmp_path / "a" / "tiny_iter_5.json").read_text())["seed"] == seeds[0]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        pytest.param(("solver.prototxt", "base_lr: 0.02", "base_lr: 0.5"), "base_lr is 0.5, and was 0.0", id="base_lr"),
+        pytest.param(("solver.prototxt", "momentum: 0.9", "iter_size: 2"), "iter_size is 2, and was 1", id="iter_size"),
+        pytest.param(("solver.prototxt", "seed: 5", "seed: 6"), "random_seed is 6, and was 5", id="random_seed"),
+        pytest.param(
+            ("train_val.prototxt", "batch_size: 8", "batch_size: 9"),
+            "batch_size of layer 'data' is 9, and was 8",
+            id="batch_size",
+        ),
+        pytest.param(("train_val.prototxt", "ratio: 0.3", "ratio: 0.4"), "layers differ: drop", id="layer"),
+        pytest.param(("train.txt", "train.h5", "other.h5"), "layer 'data' reads other data", id="data"),
+        pytest.param(("train_val.prototxt", "train.txt", "moved.txt"), None, id="the same data elsewhere"),
+        pytest.param(("solver.prototxt", "snapshot: 10", "snapshot: 7"), None, id="what does not matter"),
+    ],
+)
+def test_what_differs_from_the_run_that_is_resumed_is_said(tmp_path, capsys, no_pictures, change, words):
+    solver = make_run(tmp_path, test=False)
+    train(with_iterations(solver, 2), out=str(tmp_path / "run"))
+    x, y = make_labels(np.random.RandomState(4), 90)
+    write_hdf5(tmp_path / "other", data=x, label=y)
+    (tmp_path / "moved.txt").write_text((tmp_path / "train.txt").read_text())
+    name, old, new = change
+    text = (tmp_path / name).read_text()
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new))
+    train(with_iterations(solver, 3), out=str(tmp_path / "run"), resume=True)
+    said = capsys.readouterr().err
+    assert "goes on otherwise than it began: " in said and words in said if words else said == ""
+
+
+def test_a_run_is_not_resumed_with_another_type_of_solver(tmp_path, no_pictures):
+    solver = make_run(tmp_path, test=False)
+    train(with_iterations(solver, 2), out=str(tmp_path / "run"))
+    before = listing(tmp_path / "run")
+    Path(solver).write_text(Path(solver).read_text().replace('"Adam"', '"AdaDelta"'))
+    with pytest.raises(UsageError, match="has type 'AdaDelta', and the run that is resumed has 'Adam'"):
+        train(with_iterations(solver, 3), out=str(tmp_path / "run"), resume=True)
+    assert listing(tmp_path / "run") == before
