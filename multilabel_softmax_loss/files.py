@@ -125,8 +125,13 @@ def cannot_be_read(path: str, named_by: Optional[str], error: Exception) -> Usag
     reason = getattr(error, "strerror", None) or error  # a ValueError, for a NUL byte in the name, has none
     shown = path if path.isprintable() and path else repr(path)
     text = f"{shown}{f' ({named_by})' if named_by else ''} cannot be read: {reason}."
-    if not path or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return UsageError(text)
+    missing = path and isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return UsageError(f"{text}{search_hint(path)}" if missing else text)
+
+
+def search_hint(path: str) -> str:
+    """What to add where a file is not found: the nearest name that is there, and the folder that paths count from."""
+    text = ""
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isdir(folder):
         nearest = difflib.get_close_matches(name, os.listdir(folder), n=1, cutoff=0.8)
@@ -135,7 +140,7 @@ def cannot_be_read(path: str, named_by: Optional[str], error: Exception) -> Usag
         text += f" There is no folder {folder}."
     if not os.path.isabs(path):
         text += f" Paths count from the folder where you start, {os.getcwd()}."
-    return UsageError(text)
+    return text
 
 
 def read_lines(path: str, what: str) -> List[str]:

@@ -35,7 +35,7 @@ HAS_CAFFE = find_spec("caffe") is not None
 OWN_ENVIRONMENT = Path(sys.prefix, "stamp").is_file()
 MAY_BE_MISSING = set()
 if sys.version_info >= (3, 10) or platform.machine() not in ("x86_64", "AMD64"):
-    MAY_BE_MISSING |= {"caffe", "google"}
+    MAY_BE_MISSING |= {"caffe", "google", "plyvel"}
 if sys.version_info[:2] != (3, 9):
     MAY_BE_MISSING |= {"nbclient", "nbformat", "ipykernel"}
 if sys.version_info < (3, 8):

@@ -8,6 +8,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 from ..errors import UsageError
 from .databases import check_datums, count_database
 from .hdf5_lists import count_hdf5
+from .means import check_mean
 from .pairing import READERS, check_pairs, parameter_of
 from .text_lists import listed_images
 
@@ -61,6 +62,7 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
         counts[id(layer)] = count_samples(layer)
         if layer.type == "Data":
             check_datums(layer)
+        check_mean(layer)
     check_pairs(layers, path, lambda layer: counts[id(layer)], meeting)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Set, Tuple
 
 from ..errors import UsageError
+from ..files import search_hint
 
 SMALL = 2**28  # bytes of a database of which every Datum is looked at
 DISTINCT = 1000  # of a larger one so many of each length that was not seen before
@@ -38,8 +39,8 @@ def open_database(layer: Any) -> Iterator[Database]:
     source = layer.data_param.source
     where = f"{source} (source of layer {layer.name!r})"
     if not os.path.isdir(source):
-        folder = "" if os.path.isabs(source) else f" Paths count from the folder where you start, {os.getcwd()}."
-        raise UsageError(f"{where} is no folder; expected that of an LMDB or a LevelDB.{folder}")
+        hint = search_hint(source)
+        raise UsageError(f"{where} is no folder; expected that of an LMDB or a LevelDB.{hint}")
     opened = open_lmdb if is_lmdb(layer) else open_leveldb
     with opened(source, where) as database:
         yield database

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError, shortlist
+from ..files import search_hint
 from .python_layers import check_python_layers, python_layer_errors
 from .reading import phase_layers
 
@@ -70,7 +71,8 @@ def check_finite_weights(net: Any, weights: str) -> None:
 def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     """The layers that a weights file has parameters for, and the shapes of these."""
     if not os.path.isfile(path):
-        raise UsageError(f"{path or repr(path)} is no file; expected weights (.caffemodel, or .caffemodel.h5).")
+        hint = search_hint(path) if path else ""
+        raise UsageError(f"{path or repr(path)} is no file; expected weights (.caffemodel, or .caffemodel.h5).{hint}")
     if path.endswith(".h5"):
         return read_hdf5_weights(path)
     from caffe.proto import caffe_pb2
@@ -84,8 +86,11 @@ def read_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
     # protobuf 3.20 raises a SystemError for a string that is no UTF-8.
     except (DecodeError, SystemError, RuntimeWarning) as error:
         raise UsageError(f"{path} is torn, or no weights file: it does not parse as a NetParameter.") from error
-    stored = {layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
-    stored.update({layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in message.layers if layer.blobs})
+    layers = [*message.layer, *(layer.layer if layer.HasField("layer") else layer for layer in message.layers)]
+    for layer in layers:
+        for blob in layer.blobs:
+            check_blob(blob, layer.name, path)
+    stored = {layer.name: [blob_shape(blob) for blob in layer.blobs] for layer in layers if layer.blobs}
     if not stored:
         raise UsageError(f"{path} holds no weights of any layer; expected a .caffemodel.")
     return stored
@@ -100,7 +105,7 @@ def read_hdf5_weights(path: str) -> Dict[str, List[Tuple[int, ...]]]:
             if not isinstance(layers, h5py.Group):
                 raise KeyError("it has no group 'data' of layers")
             return {name: [layers[name][key].shape for key in sorted(layers[name], key=int)] for name in layers}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:  # other groups and data sets
         raise UsageError(f"{path} is torn, or no weights file: {error}.") from error
 
 
@@ -112,6 +117,15 @@ def blob_shape(blob: Any) -> Tuple[int, ...]:
     return tuple(blob.shape.dim)
 
 
+def check_blob(blob: Any, layer: str, path: str) -> None:
+    expected, found = int(np.prod(blob_shape(blob), dtype=object)), max(len(blob.data), len(blob.double_data))
+    if expected != found:
+        raise UsageError(
+            f"{path} is damaged: it has {found} weights of shape {blob_shape(blob)} for layer {layer!r}; expected "
+            f"{expected}."
+        )
+
+
 def check_layers(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str, remedy: str) -> None:
     """Raise a UsageError, which ends in a remedy, unless weights have all layers of the net `path`, in its shapes."""
     missing = [name for name in net.params if name not in stored]
@@ -120,7 +134,7 @@ def check_layers(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: st
         raise UsageError(
             f"{weights} has no weights for layer {missing[0]!r} of {path}{more}; it has {shortlist(stored)}. {remedy}"
         )
-    check_shapes(net, stored, weights, path)
+    check_shapes(net, stored, weights, path, remedy)
 
 
 def copy_matching(net: Any, weights: str, path: str) -> List[str]:
@@ -129,20 +143,21 @@ def copy_matching(net: Any, weights: str, path: str) -> List[str]:
     fresh = [name for name in net.params if name not in stored]
     if len(fresh) == len(net.params):
         raise UsageError(f"{weights} has no layer of the net of {path}; it has {shortlist(stored)}.")
-    check_shapes(net, stored, weights, path)
+    check_shapes(net, stored, weights, path, "To learn that layer afresh, give it another name in the net.")
     net.copy_from(weights)
     check_finite_weights(net, weights)
     return fresh
 
 
-def check_shapes(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str) -> None:
+def check_shapes(net: Any, stored: Dict[str, List[Tuple[int, ...]]], weights: str, path: str, remedy: str) -> None:
     for name, blobs in net.params.items():
         if name not in stored:
             continue
         shapes = [tuple(blob.data.shape) for blob in blobs]
         if [without_ones(shape) for shape in shapes] != [without_ones(shape) for shape in stored[name]]:
             raise UsageError(
-                f"{weights} has weights of shapes {stored[name]} for layer {name!r}; expected {shapes}, as in {path}."
+                f"{weights} has weights of shapes {stored[name]} for layer {name!r}; expected {shapes}, as in {path}. "
+                f"{remedy}"
             )
 
 

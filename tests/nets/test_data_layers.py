@@ -13,6 +13,7 @@ from support.tiny_nets import make_run, run_command
 
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.data_layers import batch_size, check_data, count_samples
+from multilabel_softmax_loss.nets.means import read_mean
 
 
 def parse(kind, parameter, fields, tops=("data",)):
@@ -281,6 +282,40 @@ def test_a_line_that_caffe_would_misread_is_refused(here, line, message):
 
 def test_a_list_with_a_byte_order_mark_is_refused(here):
     refused(images("\ufeffa.png 0\n"), "begins with a byte order mark, which Caffe takes for part of the first name")
+
+
+# Mean images
+
+
+def blob(**fields):
+    return caffe_pb2.BlobProto(**{"channels": 1, "height": 2, "width": 3, "num": 1, "data": range(6), **fields})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        pytest.param(None, "m.binaryproto (mean_file of layer 'data') cannot be read: No such file", id="missing"),
+        pytest.param(b"\xff\xff", "is torn, or no mean image", id="no blob"),
+        pytest.param(blob().SerializeToString()[:-3], "is torn, or no mean image", id="cut short"),
+        pytest.param(b"", "holds 0 numbers and says that they are of shape [0, 0, 0, 0]", id="empty"),
+        pytest.param(blob(data=range(5)).SerializeToString(), "holds 5 numbers and says that they", id="too few"),
+        pytest.param(blob(data=[np.nan] * 6).SerializeToString(), "holds numbers that are not finite", id="NaN"),
+    ],
+)
+def test_a_damaged_mean_image_is_refused_and_named(here, content, message):
+    if content is not None:
+        (here / "m.binaryproto").write_bytes(content)
+    layers = images("a.png 0\n")
+    layers[0].transform_param.mean_file = "m.binaryproto"
+    refused(layers, message)
+
+
+def test_a_mean_image_is_read_in_either_shape(here):
+    (here / "old").write_bytes(blob().SerializeToString())
+    (here / "new").write_bytes(caffe_pb2.BlobProto(shape={"dim": [1, 2, 3]}, data=range(6)).SerializeToString())
+    expected = np.arange(6.0).reshape(1, 2, 3)
+    assert np.array_equal(read_mean("old", "test"), expected)
+    assert np.array_equal(read_mean("new", "test"), expected)
 
 
 def test_train_refuses_before_the_first_iteration(tmp_path):
