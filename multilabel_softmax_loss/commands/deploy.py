@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown_name
 from ..files import check_output, same_file, write_text
 from ..nets.proof import TOLERANCE, Proof, prove, reference_net
 from ..nets.reading import read_prototxt
-from ..nets.surgery import deploy_head, deploy_net, input_names
+from ..nets.surgery import Shape, deploy_head, deploy_net, input_names
 from .arguments import add_head_arguments
 
 LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
@@ -33,7 +33,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--weights", metavar="M", help="a .caffemodel to prove with")
     parser.add_argument("--out", metavar="FILE", help="default: deploy.prototxt beside TRAIN_VAL.prototxt")
     parser.add_argument(
-        "--input-shape", metavar="N,C,H,W", help="shape of the input (default: what the data layer delivers, N = 1)"
+        "--input-shape",
+        metavar="[BLOB=]N,C,H,W",
+        action="append",
+        default=[],
+        help="shape of the input, or with its blob of each of several (default: what the data layer delivers, N = 1)",
     )
     add_head_arguments(parser)
 
@@ -43,19 +47,30 @@ def run(arguments: Any) -> int:
     check_output(out, (".prototxt", ".txt"))
     if same_file(out, arguments.net):
         raise UsageError(f"--out {out} is the training net itself; choose another name.")
-    shape = parse_shape(arguments.input_shape) if arguments.input_shape else None
+    shapes = parse_shapes(arguments.input_shape)
     return deploy(
         arguments.net,
         out,
         arguments.weights,
-        shape,
+        shapes,
         arguments.scores,
         arguments.activation,
         replace=arguments.out is not None,
     )
 
 
-def parse_shape(text: str) -> Tuple[int, ...]:
+def parse_shapes(words: Sequence[str]) -> Dict[str, Shape]:
+    """The shapes that --input-shape gives, by blob; that of the blob "" is for the only input."""
+    shapes: Dict[str, Shape] = {}
+    for word in words:
+        blob, _, text = word.rpartition("=")
+        if blob in shapes:
+            raise UsageError(f"--input-shape gives {f'blob {blob!r}' if blob else 'the only input'} twice.")
+        shapes[blob] = parse_shape(text)
+    return shapes
+
+
+def parse_shape(text: str) -> Shape:
     try:
         shape = tuple(int(word) for word in text.split(","))
     except ValueError as error:
@@ -71,20 +86,22 @@ def deploy(
     path: str,
     out: str,
     weights: Optional[str] = None,
-    shape: Optional[Tuple[int, ...]] = None,
+    shapes: Optional[Mapping[str, Shape]] = None,
     scores: Optional[str] = None,
     activation: Optional[str] = None,
     replace: bool = True,
 ) -> int:
     """Write the deploy prototxt `out` of the training net `path`; the exit status.
 
+    `shapes` are those of its inputs, by blob ("" is the only one), where they are not what the data layers deliver.
     Without `replace` a file that says anything else stays.
     """
     net = read_prototxt(path)
     head = deploy_head(net, path, scores, activation)
-    reference = reference_net(net, path, head, shape, weights)
-    shapes = {name: shape or (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
-    deployed = deploy_net(net, head, shapes)
+    given = named_shapes(shapes or {}, input_names(net, head), path)
+    reference = reference_net(net, path, head, given, weights)
+    delivered = {name: (1, *reference.blobs[name].data.shape[1:]) for name in input_names(net, head)}
+    deployed = deploy_net(net, head, given or delivered)
     text = str(deployed)
     if not replace and os.path.isfile(out) and str(read_prototxt(out)) != text:
         raise UsageError(f"{out} is there already, and differs; --out {out} replaces it.")
@@ -96,6 +113,21 @@ def deploy(
         write_text(out, text)
         print(f"Written: {out}")
     return proof.status
+
+
+def named_shapes(shapes: Mapping[str, Shape], names: Sequence[str], path: str) -> Dict[str, Shape]:
+    """The shapes of all inputs of a net, in their order, or none."""
+    if not shapes:
+        return {}
+    if len(names) == 1:
+        shapes = {names[0] if name == "" else name: shape for name, shape in shapes.items()}
+    wrong = [name for name in shapes if name and name not in names]
+    if wrong:
+        raise unknown_name("input", wrong[0], names, path)
+    if set(shapes) != set(names):
+        each = " ".join(f"--input-shape {name}=N,..." for name in names)
+        raise UsageError(f"{path} has several inputs ({', '.join(names)}); give the shape of each: {each}.")
+    return {name: shapes[name] for name in names}
 
 
 def tell_proof(proof: Proof, out: str) -> None:

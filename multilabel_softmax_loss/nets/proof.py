@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from ..errors import UsageError
 from .heads import Head
 from .python_layers import running
-from .reading import phase_layers
-from .surgery import ancestors, input_names
+from .surgery import Shape, input_names, without_data
 from .weights import load_net
 
 TOLERANCE = 1e-5
@@ -57,11 +56,14 @@ def prove(reference: Any, deployed: Any, head: Head, path: str, out: str) -> Pro
     names = [layer.name for layer in deployed.layer if layer.type == "Input"]
     inputs = random_inputs(reference, names, path, index_limits(deployed))
     scores = run_reference(reference, inputs, head.scores, path)
+    wrong = scores[~(scores < np.inf)]  # -inf masks a class
+    if wrong.size:
+        raise UsageError(f"{path} gives {wrong[0]} for random input, which proves nothing.")
     with running(path):  # as the axis of its loss may be none of the scores
         expected = head.probs(scores)
-    if not np.isfinite(expected).all():
-        wrong = expected[~np.isfinite(expected)][0]
-        raise UsageError(f"{path} gives {wrong} for random input, which proves nothing.")
+    if any(layer.type == "DummyData" for layer in deployed.layer):  # it has constants for so many samples only
+        rows = deployed.layer[0].input_param.shape[0].dim[0]
+        inputs, expected = {name: values[:rows] for name, values in inputs.items()}, expected[:rows]
     proof = Proof(inputs, expected, {})
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         model = os.path.join(folder, "proof.caffemodel")
@@ -76,26 +78,25 @@ def prove(reference: Any, deployed: Any, head: Head, path: str, out: str) -> Pro
 
 
 def reference_net(
-    net: Any, path: str, head: Head, shape: Optional[Tuple[int, ...]] = None, weights: Optional[str] = None
+    net: Any, path: str, head: Head, shapes: Optional[Dict[str, Shape]] = None, weights: Optional[str] = None
 ) -> Any:
-    """The training net in its TEST phase; with an input shape, without its data and what follows the scores."""
+    """The training net in its TEST phase; with shapes of its inputs, without its data and what follows the scores.
+
+    Raises
+    ------
+    UsageError : nothing brings data, or an input has no shape, or what has one is none.
+    """
     reference = type(net)()
     reference.CopyFrom(net)
     names = input_names(net, head)
     if not names:
         raise UsageError(f"{path}: no data layer of the TEST phase leads to {head.scores!r}.")
-    if shape is not None:
-        if len(names) > 1:
-            raise UsageError(f"{path} has several inputs ({', '.join(names)}); --input-shape can give one only.")
-        layers = [
-            layer
-            for layer in ancestors(phase_layers(net, "TEST"), head.scores)
-            if layer.bottom or layer.type == "Parameter"
-        ]
+    if shapes:
         reference.ClearField("layer")
-        entry = reference.layer.add(name=names[0], type="Input", top=names)
-        entry.input_param.shape.add(dim=shape)
-        reference.layer.extend(layers)
+        for name, shape in shapes.items():
+            entry = reference.layer.add(name=name, type="Input", top=[name])
+            entry.input_param.shape.add(dim=shape)
+        reference.layer.extend(without_data(net, head.scores, shapes))
     loaded = load_net(reference, path, "TEST", weights)
     if weights is None:
         fill_zeros(loaded)

@@ -23,7 +23,7 @@ from support.tiny_nets import (
 )
 
 from multilabel_softmax_loss.commands import deploy as deploy_module
-from multilabel_softmax_loss.commands.deploy import deploy, parse_shape
+from multilabel_softmax_loss.commands.deploy import deploy, parse_shape, parse_shapes
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets import proof
@@ -98,9 +98,9 @@ def test_with_the_shape_of_the_input_the_data_need_not_be_there(tmp_path):
     path = image_net(tmp_path, OURS % "")
     assert deploy(path, str(tmp_path / "with_data.prototxt")) == 0
     (tmp_path / "images.txt").unlink()
-    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 1, 6, 6)) == 0
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes={"": (1, 1, 6, 6)}) == 0
     assert (tmp_path / "deploy.prototxt").read_text() == (tmp_path / "with_data.prototxt").read_text()
-    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(2, 1, 6, 6)) == 0
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes={"": (2, 1, 6, 6)}) == 0
     assert list(read(tmp_path / "deploy.prototxt").layer[0].input_param.shape[0].dim) == [2, 1, 6, 6]
 
 
@@ -144,7 +144,7 @@ layer { name: "silence" type: "Silence" bottom: "rest" }
         pytest.param(
             SCORES, {"head": 'input: "data" input_dim: 4 input_dim: 5 input_dim: 1 input_dim: 1\n'
                      'layer { name: "class" type: "DummyData" top: "class" dummy_data_param { shape { dim: 4 } } }\n'},
-            {"shape": (1, 5, 1, 1)}, id="an input of the net with another shape",
+            {"shapes": {"": (1, 5, 1, 1)}}, id="an input of the net with another shape",
         ),
         pytest.param(
             'layer { name: "root" type: "Power" bottom: "data" top: "root" power_param { power: 0.5 } }\n'
@@ -173,7 +173,7 @@ def test_what_an_embedding_reads_are_indices(tmp_path, capsys, shape):
 """
     words = np.random.RandomState(0).randint(200000, size=(8, 1)).astype(np.float32)
     path = simple_net(tmp_path, embed + inner_product("scores", "embed", 3), data=words)
-    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=shape) == 3
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes=shape and {"": shape}) == 3
     assert 'OpenCV: cannot run this net: Can\'t create layer "embed"' in capsys.readouterr().out
 
 
@@ -182,8 +182,89 @@ def test_fixed_parameters_stay_where_the_shape_is_given(tmp_path):
 layer { name: "bias" type: "Bias" bottom: "plain" bottom: "fixed" top: "scores" bias_param { axis: 1 } }
 """
     path = simple_net(tmp_path, inner_product("plain", "data", 3) + bias)
-    assert deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 5)) == 3  # OpenCV knows no Parameter
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes={"": (1, 5)}) == 3  # OpenCV knows no Parameter
     assert "Parameter" in [layer.type for layer in read(tmp_path / "deploy.prototxt").layer]
+
+
+def test_defaults_that_differ_in_opencv_are_written_out(tmp_path):
+    norm = """layer { name: "norm" type: "LRN" bottom: "data" top: "norm" lrn_param { local_size: 3 } }
+"""
+    path = simple_net(tmp_path, norm + inner_product("scores", "norm", 3), data=np.ones((8, 5, 2, 2), np.float32))
+    assert deploy(path, str(tmp_path / "deploy.prototxt")) == 0
+    parameter = read(tmp_path / "deploy.prototxt").layer[1].lrn_param
+    assert [field.name for field, _ in parameter.ListFields()] == ["local_size", "alpha", "beta", "k"]
+    assert parameter.local_size == 3
+
+
+CONSTANT = """layer { name: "ones" type: "DummyData" top: "ones" dummy_data_param { shape { dim: 8 dim: 2 }
+  data_filler { type: "constant" value: 0.5 } } }
+layer { name: "both" type: "Concat" bottom: "data" bottom: "ones" top: "both" }
+"""
+
+
+@pytest.mark.parametrize("shapes, samples", [({}, 1), ({"": (8, 5)}, 8), ({"data": (3, 5)}, 3)])
+def test_a_constant_stays_one_for_as_many_samples_as_the_input_has(tmp_path, capsys, shapes, samples):
+    path = simple_net(tmp_path, CONSTANT + inner_product("scores", "both", 3))
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes=shapes) == 3  # OpenCV knows no DummyData
+    net = read(tmp_path / "deploy.prototxt")
+    assert [layer.name for layer in net.layer if layer.type == "Input"] == ["data"]
+    (constant,) = [layer.dummy_data_param for layer in net.layer if layer.type == "DummyData"]
+    assert list(constant.shape[0].dim) == [samples, 2]
+    assert constant.data_filler[0].value == 0.5
+    assert float(re.search(r"(\S+) from those of \S+ in Caffe", capsys.readouterr().out).group(1)) < 1e-6
+
+
+def two_inputs(folder):
+    sum_of_both = """layer { name: "sum" type: "Concat" bottom: "data" bottom: "more" top: "sum" }
+"""
+    return simple_net(
+        folder,
+        hdf5_layer(
+            write_hdf5(folder / "more", more=np.ones((8, 2), np.float32)), "TEST", batch=8, tops=("more",)
+        ).replace('name: "data"', 'name: "more"')
+        + sum_of_both
+        + inner_product("scores", "sum", 3),
+    )
+
+
+def test_each_of_several_inputs_has_a_shape_of_its_own(tmp_path):
+    path = two_inputs(tmp_path)
+    assert deploy(path, str(tmp_path / "with_data.prototxt")) == 0
+    for name in ("samples", "more"):
+        (tmp_path / f"{name}.txt").unlink()
+    assert deploy(path, str(tmp_path / "deploy.prototxt"), shapes={"more": (1, 2), "data": (1, 5)}) == 0
+    assert (tmp_path / "deploy.prototxt").read_text() == (tmp_path / "with_data.prototxt").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        pytest.param(
+            ["1,5"], "has several inputs (data, more); give the shape of each: --input-shape data=N", id="one"
+        ),
+        pytest.param(["data=1,5"], "give the shape of each", id="one of two"),
+        pytest.param(["dat=1,5", "more=1,2"], "has no input 'dat'; did you mean 'data'?", id="unknown"),
+        pytest.param(["more=1,5", "more=1,2"], "--input-shape gives blob 'more' twice", id="twice"),
+        pytest.param(["1,5", "1,2"], "--input-shape gives the only input twice", id="twice without a name"),
+        pytest.param(["data=", "more=1,2"], "--input-shape is ''; expected whole numbers", id="no number"),
+    ],
+)
+def test_shapes_that_do_not_suit_the_inputs_are_told_in_a_sentence(tmp_path, words, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        deploy(two_inputs(tmp_path), str(tmp_path / "deploy.prototxt"), shapes=parse_shapes(words))
+
+
+def test_the_training_net_is_not_overwritten_by_any_of_its_names(tmp_path, monkeypatch):
+    path = image_net(tmp_path, OURS % "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.prototxt").symlink_to("train_val.prototxt")
+    parser = argparse.ArgumentParser()
+    deploy_module.add_arguments(parser)
+    before = listing(tmp_path)
+    for out in ("link.prototxt", "./train_val.prototxt"):
+        with pytest.raises(UsageError, match="is the training net itself"):
+            deploy_module.run(parser.parse_args([path, "--out", out]))
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -209,7 +290,7 @@ layer { name: "bias" type: "Bias" bottom: "plain" bottom: "fixed" top: "scores" 
 def test_what_cannot_be_proved_is_told_in_a_sentence(tmp_path, middle, loss, message):
     path = simple_net(tmp_path, middle, loss)
     with pytest.raises(UsageError, match=re.escape(message)):
-        deploy(path, str(tmp_path / "deploy.prototxt"), shape=(1, 5))
+        deploy(path, str(tmp_path / "deploy.prototxt"), shapes={"": (1, 5)})
     assert not (tmp_path / "deploy.prototxt").exists()
 
 
