@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .gradient_check.layer import check_layer
     from .gradient_check.net import check_net
     from .gradient_check.report import GradientReport, assert_gradient
-    from .layers import MultilabelSigmoidLossLayer, MultilabelSoftmaxLossLayer
+    from .layers import MultilabelImageDataLayer, MultilabelSigmoidLossLayer, MultilabelSoftmaxLossLayer
     from .losses.options import SigmoidOptions, SoftmaxOptions
     from .losses.sigmoid import sigmoid_cross_entropy
     from .losses.softmax import softmax_cross_entropy
@@ -25,13 +25,14 @@ __all__ = [
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
 ]
-LAYERS = ("MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer")
+LAYERS = ("MultilabelImageDataLayer", "MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer")
 if TYPE_CHECKING or find_spec("caffe"):  # so that `import *`, help() and the like work without it
-    __all__ += ["MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer"]
+    __all__ += ["MultilabelImageDataLayer", "MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer"]
 
 # Loaded on demand, so that importing the package never needs Caffe, and takes a command no time.
 ON_DEMAND = {
     "GradientReport": "gradient_check.report",
+    "MultilabelImageDataLayer": "layers",
     "MultilabelSigmoidLossLayer": "layers",
     "MultilabelSoftmaxLossLayer": "layers",
     "SigmoidOptions": "losses.options",

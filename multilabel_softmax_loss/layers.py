@@ -1,4 +1,4 @@
-"""The losses as Caffe Python layers: adapters that move data between blobs and functions."""
+"""The losses and the image data layer as Caffe Python layers: adapters that move data between blobs and functions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Callable, ClassVar, Optional, Tuple, Type
 import caffe
 import numpy as np
 
+from .data.ahead import Ahead
+from .data.feed import Feed, ImageDataOptions
 from .errors import InputError, NotFiniteError
 from .losses.evaluate import load_kernels, scale_gradient
 from .losses.layout import Layout
@@ -43,11 +45,7 @@ class MultilabelLossLayer(caffe.Layer):
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
         check_count(self, "top", len(top), "1 (the loss) or 2 (the loss, the probabilities)", (1, 2))
-        try:
-            self.options = self.options_class.parse(self.param_str)
-        except (TypeError, ValueError) as error:
-            message = f"{type(self).__name__}: param_str has {sentence(str(error))}"
-            raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
+        self.options = parse_options(self, self.options_class)
         self.shapes: Any = None  # of the bottoms
         # Whether forward keeps the gradient for backward, decided by the first one. Without, backward computes it.
         self.keep: Optional[bool] = None
@@ -151,6 +149,14 @@ def sentence(text: str) -> str:
     return text if text.endswith("?") else text + "."
 
 
+def parse_options(layer: Any, options_class: Any) -> Any:
+    try:
+        return options_class.parse(layer.param_str)
+    except (TypeError, ValueError) as error:
+        message = f"{type(layer).__name__}: param_str has {sentence(str(error))}"
+        raise type(error)(f"{message}\n    Change python_param {{ param_str: ... }} of this layer.") from error
+
+
 def check_count(layer: Any, role: str, count: int, expected: str, allowed: tuple) -> None:
     if count not in allowed:
         raise ValueError(
@@ -187,3 +193,39 @@ class MultilabelSigmoidLossLayer(MultilabelLossLayer):
 
     options_class = SigmoidOptions
     evaluate = staticmethod(evaluate_sigmoid)
+
+
+class MultilabelImageDataLayer(caffe.Layer):
+    """Images and their labels, several each, straight from image files: no conversion, and none can lose the other.
+
+    Pixels are those of Caffe's ImageData layer with the same options (see
+    :class:`multilabel_softmax_loss.data.feed.ImageDataOptions`); `convert --to index` writes the index that is read. In
+    TRAIN the order is drawn anew each epoch from the seed, and each solver of several reads its share. In TEST images
+    come in order, and a round ends with a smaller batch, so that the next begins with the first image.
+
+    top[0] : images, (N, channels, height, width), scale * (pixel - mean)
+    top[1] : labels, (N, C), -1 where unknown; with label_format "indices" (N, K) class indices, padded with -1
+    """
+
+    def setup(self, bottom: Any, top: Any) -> None:
+        check_count(self, "bottom", len(bottom), "none", (0,))
+        check_count(self, "top", len(top), "2 (images, labels)", (2,))
+        self.options = parse_options(self, ImageDataOptions)
+        train = self.phase == caffe.TRAIN
+        share = (caffe.solver_rank(), caffe.solver_count()) if train else (0, 1)
+        self.batches = Ahead(Feed(self.options, train, share), self.options.workers)
+
+    def reshape(self, bottom: Any, top: Any) -> None:
+        size = self.batches.size
+        top[0].reshape(size, *self.options.shape)
+        top[1].reshape(size, self.batches.feed.width)
+
+    def forward(self, bottom: Any, top: Any) -> None:
+        self.batches.deliver(top[0].data, top[1].data)
+
+    def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
+        pass
+
+    def skip(self, batches: int) -> None:
+        """Go on as if so many batches had been delivered already."""
+        self.batches.skip(batches)

@@ -92,11 +92,11 @@ layer {{
     if facts.target == "index":
         options: Dict[str, Any] = {"source": facts.path(f"{split}_index.txt"), "batch_size": batch}
         if facts.geometry.size:
-            options["size"] = list(facts.geometry.size)
+            options["new_height"], options["new_width"] = facts.geometry.size
         if facts.geometry.short_side:
             options["short_side"] = facts.geometry.short_side
-        options.update({"crop_size": facts.crop} if facts.crop else {}, mean=facts.mean)
-        options.update({"gray": True} if facts.gray else {}, **({"mirror": True} if mirror else {}))
+        options.update({"crop_size": facts.crop} if facts.crop else {}, mean_value=facts.mean)
+        options.update({"is_color": False} if facts.gray else {}, **({"mirror": True} if mirror else {}))
         text = json.dumps(options).replace("\\", "\\\\").replace("'", "\\'")
         return f"""\
 layer {{

@@ -1,0 +1,194 @@
+"""Batches decoded ahead by processes of their own, which share memory with this one.
+
+Caffe holds Python's lock through the forward and backward passes of its native layers, so threads of this process would
+stand still for most of the time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from contextlib import suppress
+from typing import Any, Deque, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from ..errors import UsageError
+from .feed import Feed, Task, prepare
+
+WORKER = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from multilabel_softmax_loss.data.ahead import work; work()"
+)
+PER_WORKER = 2  # batches under way in each
+
+
+class Job(NamedTuple):
+    """What a worker is told: the number of images' place in shared memory, and the images."""
+
+    slot: int
+    tasks: List[Task]
+
+
+def work() -> None:
+    """A worker: batches are prepared as they are asked for on the standard input, until it ends."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the standard input ends it
+    cv2.setNumThreads(0)
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    options, handle, shape = pickle.load(requests)
+    slots = shared(handle, shape)
+    while True:
+        try:
+            job: Job = pickle.load(requests)
+        except EOFError:
+            return
+        error: Optional[str] = None
+        try:
+            for task, out in zip(job.tasks, slots[job.slot]):
+                prepare(task, options, out)
+        except Exception as raised:
+            error = str(raised) if isinstance(raised, UsageError) else f"{type(raised).__name__}: {raised}"
+        pickle.dump(error, answers)
+        answers.flush()
+
+
+def shared(handle: int, shape: Tuple[int, ...]) -> np.ndarray:
+    """The array (slots, images, channels, height, width) that lies in a file, or in memory without a name."""
+    return np.frombuffer(mmap.mmap(handle, int(np.prod(shape)) * 4), np.float32).reshape(shape)
+
+
+class Ahead:
+    """Delivers the batches of a feed in turn; `workers` processes prepare those that come next.
+
+    Parameters
+    ----------
+    feed : Feed
+    workers : int
+        0 prepares each batch when it is asked for, in this process.
+    """
+
+    def __init__(self, feed: Feed, workers: Optional[int] = None):
+        self.feed, self.options = feed, feed.options
+        self.next = 0  # the batch that is delivered next
+        self.asked: Deque[Tuple[int, List[int]]] = deque()  # slots and rows of the batches under way
+        self.processes: List[Any] = []
+        self.workers = default_workers() if workers is None else workers
+        if not hasattr(os, "fork"):  # Windows passes no file descriptors on
+            self.workers = 0
+
+    def start(self, count: int) -> None:
+        shape = (count * PER_WORKER, self.options.batch_size, *self.options.shape)
+        with memory(int(np.prod(shape)) * 4) as handle:
+            self.slots = shared(handle, shape)
+            for _ in range(count):
+                process = subprocess.Popen(
+                    [sys.executable, "-c", WORKER],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[handle],
+                )
+                self.processes.append(process)
+                self.tell(process, sys.path)
+                self.tell(process, (self.options, handle, shape))
+
+    def tell(self, process: Any, message: Any) -> None:
+        try:
+            pickle.dump(message, process.stdin)
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self.dead() from error
+
+    def dead(self) -> UsageError:
+        return UsageError(f"{self.options.source}: a process that decodes images died; try fewer workers.")
+
+    def skip(self, batches: int) -> None:
+        """Go on as if so many batches had been delivered."""
+        while self.asked:
+            self.wait()
+        self.next += batches
+
+    def ask(self) -> None:
+        """Have the workers begin all batches that there is room for."""
+        while len(self.asked) < len(self.slots):
+            batch = self.next + len(self.asked)
+            rows, tasks = self.feed.tasks(batch)
+            slot = batch % len(self.slots)
+            self.tell(self.processes[batch % len(self.processes)], Job(slot, tasks))
+            self.asked.append((batch, rows))
+
+    def wait(self) -> Tuple[int, List[int]]:
+        """Until the oldest batch asked for is ready; its number and rows."""
+        batch, rows = self.asked.popleft()
+        try:
+            error = pickle.load(self.processes[batch % len(self.processes)].stdout)
+        except EOFError as ended:
+            raise self.dead() from ended
+        if error is not None:
+            raise UsageError(error)
+        return batch, rows
+
+    @property
+    def size(self) -> int:
+        """How many images the next batch has."""
+        return self.feed.size(self.next)
+
+    def deliver(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Fill arrays (N, channels, height, width) and (N, C) with the next batch."""
+        if self.workers:
+            if not self.processes:
+                self.start(self.workers)
+            self.ask()
+            batch, rows = self.wait()
+            images[...] = self.slots[batch % len(self.slots)][: len(rows)]
+        else:
+            rows, tasks = self.feed.tasks(self.next)
+            for task, out in zip(tasks, images):
+                prepare(task, self.options, out)
+        labels[...] = self.feed.label_rows(rows)
+        self.next += 1
+        if self.processes:
+            self.ask()
+
+    def close(self) -> None:
+        for process in self.processes:
+            with suppress(OSError):
+                process.stdin.close()
+                process.stdout.close()
+            process.wait()
+        self.processes = []
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class memory:
+    """A file descriptor of so many shared bytes; a context manager, as it is not needed once all have mapped it."""
+
+    def __init__(self, size: int):
+        self.handle = os.memfd_create("images") if hasattr(os, "memfd_create") else self.file()
+        os.ftruncate(self.handle, size)
+
+    @staticmethod
+    def file() -> int:
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+    def __enter__(self) -> int:
+        return self.handle
+
+    def __exit__(self, *ignored: Any) -> None:
+        os.close(self.handle)
+
+
+def default_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores - 1, 1), 4)
