@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UsageError
 from ..nets.data_layers import batch_size, check_data, count_samples, readers, sources
 from ..nets.heads import Head, choose_head, unsaturated
+from ..nets.image_index import put_in_order, reads_index
 from ..nets.pairing import parameter_of
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
@@ -81,10 +82,13 @@ def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> N
     layers = [type(layer).FromString(layer.SerializeToString()) for layer in layers]
     del net.layer[:]
     net.layer.extend(layers)
-    found = readers(net.layer)
+    found = [*readers(net.layer), *filter(reads_index, net.layer)]
     if data is not None and len(found) != 1:
         raise UsageError(f"{path} has {len(found)} data layers; --data needs exactly one, so edit the sources there.")
     for layer in found:
+        if reads_index(layer):
+            put_in_order(layer, data)
+            continue
         parameter = parameter_of(layer)
         for name in {"shuffle", "rand_skip"} & set(parameter.DESCRIPTOR.fields_by_name):
             parameter.ClearField(name)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..nets.data_layers import check_data, period, sources
+from ..nets.image_index import reads_index
 from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import check_layer_names
@@ -216,15 +217,19 @@ def loss_outputs(net: Any, path: str) -> List[str]:
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: Sequence[int]) -> None:
     """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
 
-    Only the layers without bottoms run, found by their place in the net, since layers may share a name. Where all of
-    them go round in a fixed period, whole rounds are left out. Gives up once `stop` is not empty.
+    Only the layers without bottoms run, found by their place in the net, since layers may share a name; one that has
+    `skip(batches)` is told to. Where all others go round in a fixed period, whole rounds are left out. Gives up once
+    `stop` is not empty.
     """
+    for layer in net.layers:
+        if hasattr(layer, "skip"):
+            layer.skip(len(moments) * forwards)
     indices = [
         index
         for index, layer in enumerate(net.layers)
-        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter")
+        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter") and not hasattr(layer, "skip")
     ]
-    periods = [period(layer) for layer in sources(layers) if layer.type != "Input"]
+    periods = [period(layer) for layer in sources(layers) if layer.type != "Input" and not reads_index(layer)]
     if None not in periods:
         rounds = 1
         for length in filter(None, periods):

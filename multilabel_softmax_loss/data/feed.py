@@ -19,7 +19,7 @@ from .writers import read_index
 
 
 def text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise TypeError("the name of a file")
     return value
 
@@ -131,7 +131,7 @@ def prepare(task: Task, options: ImageDataOptions, out: np.ndarray) -> None:
         image = planes(options.geometry.apply(read_image(task.path, not options.is_color)))
     except BadImage as error:
         raise UsageError(
-            f"{options.source}: {task.path} cannot be used: {error}. Run convert to find such images."
+            f"{task.path}, listed in {options.source}, is bad ({error}); convert leaves such out."
         ) from error
     crop = options.crop_size
     if crop:

@@ -8,6 +8,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 from ..errors import UsageError
 from .databases import check_datums, count_database
 from .hdf5_lists import count_hdf5
+from .image_index import count_index, index_batch_size, reads_index
 from .means import check_mean
 from .pairing import READERS, check_pairs, parameter_of
 from .text_lists import listed_images
@@ -24,7 +25,7 @@ def readers(layers: Sequence[Any]) -> List[Any]:
 
 
 def count_samples(layer: Any) -> int:
-    """How many samples the source of an HDF5Data, Data or ImageData layer holds, each file looked at.
+    """How many samples the source of an HDF5Data, Data, ImageData or MultilabelImageDataLayer holds.
 
     Raises
     ------
@@ -37,12 +38,14 @@ def count_samples(layer: Any) -> int:
         return count_database(layer)
     if layer.type == "ImageData":
         return len(listed_images(layer))
+    if reads_index(layer):
+        return count_index(layer)
     raise UsageError(f"layer {layer.name!r} is of type {layer.type}; expected {', '.join(READERS)}.")
 
 
 def batch_size(layer: Any) -> int:
-    """That of an HDF5Data, Data or ImageData layer."""
-    return parameter_of(layer).batch_size
+    """That of a layer that `count_samples` knows."""
+    return index_batch_size(layer) if reads_index(layer) else parameter_of(layer).batch_size
 
 
 def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, str]] = ()) -> None:
@@ -56,7 +59,7 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
     """
     layers = list(layers)  # once, so that each is one object
     counts = {}
-    for layer in readers(layers):
+    for layer in [*readers(layers), *filter(reads_index, layers)]:
         if batch_size(layer) < 1:
             raise UsageError(f"{path}: layer {layer.name!r} has batch_size {batch_size(layer)}; expected at least 1.")
         counts[id(layer)] = count_samples(layer)
