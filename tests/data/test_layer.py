@@ -33,9 +33,9 @@ def data_layer(source, phase="TRAIN", **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """train.txt (20 images) and test.txt (13), and photographs in photos.txt and images.txt."""
+    """train.txt (60 images) and test.txt (13), and photographs in photos.txt and images.txt."""
     folder = tmp_path_factory.mktemp("layer")
-    for name, count in (("train", 20), ("test", 13)):
+    for name, count in (("train", 60), ("test", 13)):
         labels = gather([sources.tagged(folder / name, count, seed=count)]).labels
         write_index(str(folder / f"{name}.txt"), labels, range(count))
     rng = np.random.RandomState(0)
@@ -94,4 +94,4 @@ def test_a_net_that_reads_it_is_trained_and_evaluated(folder, tmp_path):
     assert len(found.truth) == 13
     assert run["best"]["value"] == pytest.approx(1.0)  # each image shows its labels
     swapped = net_outputs(str(path), run["weights"], data=str(folder / "train.txt"))
-    assert ((swapped.probs > 0.5) == swapped.truth).sum() >= 79  # of 20 images and 4 classes
+    assert ((swapped.probs > 0.5) == swapped.truth).all()
