@@ -28,9 +28,11 @@ EXAMPLE = """example:
   python -m multilabel_softmax_loss predict deploy.prototxt run/best.caffemodel beach.jpg city.jpg \\
       --classes classes.txt --thresholds thresholds.json --at-least-one
 
-The images are resized to the net's input. Mean, scale and channel order are those of preprocessing.json beside WEIGHTS:
-  {"mean": [104, 117, 123], "scale": 1, "channels": "BGR"}     input = scale * (pixel - mean), pixels from 0 to 255
-`train` writes that file where the data layer tells (ImageData, LMDB of compressed images), or as --preprocessing says.
+What becomes of an image before the net sees it stands in preprocessing.json beside WEIGHTS:
+  {"mean": [104, 117, 123], "scale": 1, "channels": "BGR", "resize": [256, 256], "crop": 227}
+input = scale * (pixel - mean), pixels from 0 to 255; "mean" may name a mean image (.binaryproto). "resize" is [height,
+width], or null for none; without it images are resized to the net's input. `train` writes what the data layer does in
+the TEST phase (ImageData, LMDB of compressed images), proved on its first image; or what --preprocessing says.
 """
 
 
@@ -168,7 +170,6 @@ def keep_scores(net: Any) -> None:
 
 def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessing, path: str) -> np.ndarray:
     """The log odds (images, C) of image files."""
-    import cv2
     from tqdm import tqdm
 
     if len(net.inputs) != 1 or net.blobs[net.inputs[0]].data.ndim != 4:
@@ -181,14 +182,10 @@ def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessin
             f"{path} takes {channels} channels, and the preprocessing says {recipe.channels!r}; expected one that has "
             f"{channels}. Change channels in the preprocessing file."
         )
+    recipe.check_size((height, width))
     parts = []
     for start in tqdm(range(0, len(images), BATCH), unit="batch", leave=False, disable=not sys.stderr.isatty()):
-        batch = []
-        for name in images[start : start + BATCH]:
-            image = cv2.imread(name, cv2.IMREAD_COLOR)
-            if image is None:
-                raise UsageError(f"{name} is torn, or no image that OpenCV reads.")
-            batch.append(recipe.apply(image, height, width))
+        batch = [recipe.read_image(name, (height, width)) for name in images[start : start + BATCH]]
         blob.reshape(len(batch), channels, height, width)
         blob.data[...] = batch
         with running(path):

@@ -1,77 +1,208 @@
-"""What a net was trained on, as a small JSON file beside its weights: mean, scale and channel order of its images."""
+"""What becomes of an image before a net sees it, as a small JSON file beside the weights."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
-from ..errors import UsageError
-from ..files import write_text
+from ..errors import UsageError, unknown_name
+from ..files import cannot_be_read, is_number, read_json, replacing, write_text
+from .images import read_image
 
 NAME = "preprocessing.json"
+MEAN_NAME = "mean.binaryproto"
 SAMPLE = '{"mean": [104, 117, 123], "scale": 1, "channels": "BGR"}'
+EXPECTED = f"expected such as {SAMPLE}"
 CHANNELS = {"BGR": 3, "RGB": 3, "GRAY": 1}
+KEYS = ("mean", "scale", "channels", "resize", "crop", "turned")
+TO_NET = "to the net's input"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels from 0 to 255 become a net's input: scale * (pixel - mean), as Caffe's transform_param has it.
+    """How pixels from 0 to 255 become a net's input, in this order, as Caffe's data layers do it in the TEST phase.
 
-    `channels` is the order, "BGR" (OpenCV's, and that of Caffe's own tools), "RGB" or "GRAY"; `mean` has one number, or
-    one per channel in that order.
+    turned : the image is turned as its EXIF data say.
+    channels : "BGR" (OpenCV's order, and that of Caffe's own tools), "RGB" or "GRAY".
+    resize : (height, width) to which it is resized by bilinear interpolation; None, it stays as it is; or "to the net's
+        input", by area where that is smaller (which is not Caffe's way, but a good one where the net's is not known).
+    crop : the middle square of so many pixels is kept; 0, all is.
+    mean : one number, one per channel in that order, or an image (channels, height, width) of the size before the crop.
+    scale : input = scale * (pixel - mean).
     """
 
-    mean: Tuple[float, ...]
+    mean: Union[Tuple[float, ...], np.ndarray] = field(compare=False)
     scale: float
     channels: str
+    resize: Union[str, Tuple[int, int], None] = TO_NET
+    crop: int = 0
+    turned: bool = True
 
     @classmethod
     def read(cls, path: str) -> Preprocessing:
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
-            raise UsageError(f"{path} is no JSON ({error}); expected such as {SAMPLE}.") from error
-        return cls.make(content, path)
+        """What a file says; the name of a mean image in it counts from its folder."""
+        return cls.make(read_json(path, EXPECTED), path)
 
     @classmethod
     def make(cls, content: Any, path: str) -> Preprocessing:
-        expected = f"expected such as {SAMPLE}"
-        if not isinstance(content, dict) or set(content) != {"mean", "scale", "channels"}:
-            found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise UsageError(f"{path} holds {found}; {expected}.")
-        channels = content["channels"]
-        if channels not in CHANNELS:
-            raise UsageError(f"{path} has channels {channels!r}; expected one of {', '.join(CHANNELS)}.")
-        mean = content["mean"] if isinstance(content["mean"], list) else [content["mean"]]
-        numbers = [*mean, content["scale"]]
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
-            raise UsageError(f"{path} has a mean or a scale that is no finite number; {expected}.")
-        if len(mean) not in (1, CHANNELS[channels]):
-            raise UsageError(f"{path} has {len(mean)} means for {channels}; expected 1 or {CHANNELS[channels]}.")
-        return cls(tuple(map(float, mean)), float(content["scale"]), channels)
+        """That of a dict as the JSON file `path` holds it."""
+        if not isinstance(content, dict) or not {"mean", "scale", "channels"} <= set(content):
+            found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+            raise UsageError(f"{path} holds {found}; {EXPECTED}.")
+        for name in content:
+            if name not in KEYS:
+                raise unknown_name("use for", name, KEYS, path)
+        channels, crop, turned = content["channels"], content.get("crop", 0), content.get("turned", True)
+        if not isinstance(channels, str) or channels not in CHANNELS:
+            raise UsageError(f"{path} has channels {channels!a}; expected one of {', '.join(CHANNELS)}.")
+        if not is_number(content["scale"]):
+            raise UsageError(f"{path} has scale {content['scale']!a}, which is no finite number; {EXPECTED}.")
+        if type(crop) is not int or crop < 0:
+            raise UsageError(f"{path} has crop {crop!a}; expected a whole number of pixels, or 0 for none.")
+        if type(turned) is not bool:
+            raise UsageError(f"{path} has turned {turned!a}; expected true or false.")
+        resize = read_size(content["resize"], path) if "resize" in content else TO_NET
+        if crop and resize == TO_NET:
+            raise UsageError(f'{path} has a crop without "resize"; expected [height, width] there, or null for none.')
+        mean = read_mean(content["mean"], CHANNELS[channels], channels, path)
+        return cls(mean, float(content["scale"]), channels, resize, crop, turned)
 
-    def apply(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        """An image as OpenCV reads it, (H, W, 3) BGR, as the net wants it: (channels, height, width), float32."""
-        import cv2
+    def content(self) -> Dict[str, Any]:
+        """The dict that the JSON file holds; a mean image is in a file beside it."""
+        content: Dict[str, Any] = {
+            "mean": MEAN_NAME if isinstance(self.mean, np.ndarray) else list(self.mean),
+            "scale": self.scale,
+            "channels": self.channels,
+        }
+        if self.resize != TO_NET:
+            content.update(resize=self.resize and list(self.resize), crop=self.crop)
+        return content if self.turned else {**content, "turned": False}
 
-        if self.channels == "GRAY":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        elif self.channels == "RGB":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if image.shape[:2] != (height, width):
-            smaller = height * width < image.shape[0] * image.shape[1]
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-        planes = image.reshape(height, width, -1).transpose(2, 0, 1).astype(np.float32)
-        mean = np.array(self.mean, np.float32).reshape(-1, 1, 1)
+    def write(self, folder: str) -> None:
+        if isinstance(self.mean, np.ndarray):
+            write_mean_image(os.path.join(folder, MEAN_NAME), self.mean)
+        write_text(os.path.join(folder, NAME), json.dumps(self.content()) + "\n")
+
+    def read_image(self, path: str, size: Tuple[int, int]) -> np.ndarray:
+        """An image file as a net of input (height, width) wants it: float32, (channels, height, width)."""
+        return self.apply(read_image(path, self.channels == "GRAY", self.turned), size, path)
+
+    def apply(self, image: np.ndarray, size: Tuple[int, int], name: str) -> np.ndarray:
+        """What becomes of an image as images.read_image reads it, turned and gray if need be.
+
+        Raises
+        ------
+        UsageError : it does not become an image of `size`, or does not fit the mean image. It is called `name` there.
+        """
+        self.check_size(size)
+        image = image[:, :, ::-1] if self.channels == "RGB" else image
+        if self.resize is not None:
+            image = resized(image, size if isinstance(self.resize, str) else self.resize, by_area=self.resize == TO_NET)
+        planes = image.reshape(*image.shape[:2], -1).transpose(2, 0, 1).astype(np.float32)
+        mean = self.mean
+        if isinstance(mean, np.ndarray) and mean.shape != planes.shape:
+            raise UsageError(f"{name} has shape {planes.shape}; expected {mean.shape}, that of the mean image.")
+        if self.crop:
+            planes = middle(planes, self.crop, name)
+            mean = middle(mean, self.crop, name) if isinstance(mean, np.ndarray) else mean
+        if planes.shape[1:] != tuple(size):
+            (height, width), expected = planes.shape[1:], "{} x {}".format(*size)
+            raise UsageError(
+                f"{name} is {height} x {width} pixels as the net would see it; expected {expected}, the net's input, "
+                'as its data layer resizes nothing. Resize the image, or say "resize": [height, width] in the '
+                "preprocessing file."
+            )
+        mean = mean if isinstance(mean, np.ndarray) else np.array(mean, np.float32).reshape(-1, 1, 1)
         return (planes - mean) * np.float32(self.scale)
+
+    def check_size(self, size: Tuple[int, int]) -> None:
+        """Raise a UsageError where no image can become one of `size`, (height, width)."""
+        made = (self.crop, self.crop) if self.crop else self.resize
+        if isinstance(made, tuple) and made != tuple(size):
+            raise UsageError(
+                f"the preprocessing makes images of {made[0]} x {made[1]} pixels; expected {size[0]} x {size[1]}, the "
+                "net's input. Change resize or crop in the preprocessing file, or the input of the net."
+            )
+
+
+def resized(image: np.ndarray, size: Tuple[int, int], by_area: bool) -> np.ndarray:
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    smaller = by_area and size[0] * size[1] < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def middle(planes: np.ndarray, crop: int, name: str) -> np.ndarray:
+    """The middle square of planes (channels, height, width), where Caffe has it."""
+    height, width = planes.shape[1:]
+    if min(height, width) < crop:
+        raise UsageError(f"{name} is {height} x {width} pixels; expected at least {crop} x {crop}, the crop.")
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return planes[:, top : top + crop, left : left + crop]
+
+
+def read_size(value: Any, path: str) -> Optional[Tuple[int, int]]:
+    if value is None:
+        return None
+    if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**15 for n in value)):
+        raise UsageError(f"{path} has resize {value!a}; expected [height, width] in pixels, or null for none.")
+    return value[0], value[1]
+
+
+def read_mean(value: Any, count: int, channels: str, path: str) -> Union[Tuple[float, ...], np.ndarray]:
+    """The mean that a preprocessing file gives: numbers, or the name of a mean image."""
+    if isinstance(value, str):
+        mean = read_mean_image(os.path.join(os.path.dirname(path), value))
+        if len(mean) != count:
+            raise UsageError(f"{path} has a mean image of {len(mean)} channels for {channels}; expected {count}.")
+        return mean
+    values: List[Any] = value if isinstance(value, list) else [value]
+    if not all(map(is_number, values)):
+        raise UsageError(f"{path} has mean {value!a:.80}, not all of which is a finite number; {EXPECTED}.")
+    if len(values) not in (1, count):
+        raise UsageError(f"{path} has {len(values)} means for {channels}; expected 1 or {count}.")
+    return tuple(map(float, values))
+
+
+def read_mean_image(path: str) -> np.ndarray:
+    """The image (channels, height, width) of a .binaryproto, as Caffe's compute_image_mean makes it."""
+    from caffe.proto import caffe_pb2
+    from google.protobuf.message import DecodeError
+
+    blob = caffe_pb2.BlobProto()
+    try:
+        with open(path, "rb") as file:
+            blob.ParseFromString(file.read())
+    except OSError as error:
+        raise cannot_be_read(path, "a mean image", error) from error
+    except (DecodeError, SystemError, RuntimeWarning) as error:
+        raise UsageError(f"{path} is torn, or no mean image: it does not parse as a BlobProto.") from error
+    old = (blob.channels, blob.height, blob.width)
+    shape = tuple(blob.shape.dim)[-3:] if blob.HasField("shape") else old
+    values = np.array(blob.data or blob.double_data, np.float32)
+    if (
+        len(shape) != 3
+        or not values.size
+        or values.size != np.prod(shape, dtype=float)
+        or not np.isfinite(values).all()
+    ):
+        raise UsageError(f"{path} holds {values.size} numbers of shape {shape}; expected a mean image, C x H x W.")
+    return values.reshape(shape)
+
+
+def write_mean_image(path: str, mean: np.ndarray) -> None:
+    from caffe.proto import caffe_pb2
+
+    blob = caffe_pb2.BlobProto(num=1, channels=mean.shape[0], height=mean.shape[1], width=mean.shape[2])
+    blob.data.extend(mean.ravel().tolist())
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(blob.SerializeToString())
 
 
 def find_preprocessing(weights: str, given: Optional[str]) -> Preprocessing:
@@ -83,62 +214,3 @@ def find_preprocessing(weights: str, given: Optional[str]) -> Preprocessing:
             f"Write them there, such as {SAMPLE}, or name the file with --preprocessing."
         )
     return Preprocessing.read(path)
-
-
-def write_preprocessing(folder: str, layers: Sequence[Any], given: Optional[str] = None) -> None:
-    """Put preprocessing.json into a run's folder: a copy of the file `given`, else what the data layers tell."""
-    if given is not None:
-        preprocessing: Optional[Preprocessing] = Preprocessing.read(given)
-    else:
-        known = [found for found in map(from_layer, layers) if found is not None]
-        preprocessing = known[0] if len(known) == 1 else None
-    if preprocessing is not None:
-        content: Dict[str, Any] = {
-            "mean": list(preprocessing.mean),
-            "scale": preprocessing.scale,
-            "channels": preprocessing.channels,
-        }
-        write_text(os.path.join(folder, NAME), json.dumps(content) + "\n")
-
-
-def from_layer(layer: Any) -> Optional[Preprocessing]:
-    """What a data layer does to images; None where its prototxt and data leave the channel order open.
-
-    An ImageData layer reads files and a Data layer decodes compressed images with OpenCV: BGR. Raw pixels of an LMDB or
-    an HDF5 file may have any order.
-    """
-    transform = layer.transform_param
-    if layer.type == "ImageData":
-        channels = "BGR" if layer.image_data_param.is_color else "GRAY"
-    elif layer.type == "Data" and first_datum_is_compressed(layer):
-        channels = "GRAY" if transform.force_gray else "BGR"
-    else:
-        return None
-    if transform.mean_file:
-        mean: List[float] = mean_of_file(transform.mean_file)
-    else:
-        mean = list(transform.mean_value) or [0.0]
-    return Preprocessing(tuple(mean), transform.scale, channels)
-
-
-def mean_of_file(path: str) -> List[float]:
-    """The mean image of a .binaryproto, averaged over each channel."""
-    from caffe.proto import caffe_pb2
-
-    blob = caffe_pb2.BlobProto()
-    with open(path, "rb") as file:
-        blob.ParseFromString(file.read())
-    channels = blob.shape.dim[-3] if blob.HasField("shape") else blob.channels
-    return np.array(blob.data, np.float64).reshape(channels, -1).mean(axis=1).tolist()
-
-
-def first_datum_is_compressed(layer: Any) -> bool:
-    import lmdb
-    from caffe.proto import caffe_pb2
-
-    if layer.data_param.backend != layer.data_param.LMDB:
-        return False
-    with lmdb.open(layer.data_param.source, readonly=True, lock=False) as environment, environment.begin() as reader:
-        for _, value in reader.cursor():
-            return caffe_pb2.Datum.FromString(value).encoded
-    return False

@@ -135,7 +135,7 @@ class RunFolder:
     def clean(self) -> None:
         """Remove what a killed process of this program left of this run under temporary names."""
         own = {os.path.basename(path) for path in (self.history_path, self.curves_path, self.best_path)}
-        own |= {os.path.basename(self.best_weights), "preprocessing.json", self.prefix}
+        own |= {os.path.basename(self.best_weights), "preprocessing.json", "mean.binaryproto", self.prefix}
         for name in os.listdir(self.path):
             meant = stands_for(name)
             if meant in own or (meant and self.snapshots.is_manifest(meant)):

@@ -18,7 +18,7 @@ from .checks import layers_without_filler
 from .child import handling
 from .curves import Curves
 from .history import History
-from .preprocessing import write_preprocessing
+from .image_layers import keep_preprocessing
 from .provenance import check_same, describe
 from .run_folder import RunFolder
 from .snapshots import SnapshotPrefix
@@ -126,7 +126,10 @@ def train(
         with stopping() as stop, SnapshotPrefix(folder.prefix) as prefix:
             prepared = prefix.folder("prepared")
             if not resume:
-                write_preprocessing(prepared, file.train.net.layer, preprocessing)
+                nets = [*(test.net.layer for test in file.tests), file.train.net.layer]
+                unknown = keep_preprocessing(prepared, nets, preprocessing)
+                if unknown:
+                    say(unknown)
                 folder.check_unused(prepared)
             manifest = folder.snapshots.newest(say) if resume else None
             seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))

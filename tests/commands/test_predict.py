@@ -12,7 +12,6 @@ from multilabel_softmax_loss.commands import metrics
 from multilabel_softmax_loss.commands.deploy import deploy
 from multilabel_softmax_loss.commands.outputs import net_outputs
 from multilabel_softmax_loss.commands.predict import predict
-from multilabel_softmax_loss.commands.preprocessing import Preprocessing, from_layer, write_preprocessing
 from multilabel_softmax_loss.errors import UsageError
 
 RECIPE = {"mean": [10, 20, 30], "scale": 0.01, "channels": "BGR"}
@@ -145,49 +144,15 @@ def test_names_come_from_the_file_of_thresholds_too(folder):
     assert {label["class"] for label in answer["labels"]} == set("uvwxyz")
 
 
-def test_grey_images_are_read_as_grey():
-    image = np.dstack([np.full((2, 2), value, np.uint8) for value in (10, 20, 30)])
-    planes = Preprocessing((5.0,), 2.0, "GRAY").apply(image, 2, 2)
-    grey = round(0.114 * 10 + 0.587 * 20 + 0.299 * 30)  # ITU-R BT.601, as OpenCV has it
-    assert planes.tolist() == [[[2.0 * (grey - 5)] * 2] * 2]
-
-
-def test_preprocessing_is_taken_from_layers_that_decode_images_and_never_guessed(tmp_path):
-    from caffe.proto import caffe_pb2
-    from google.protobuf import text_format
-
-    def layer(text):
-        return text_format.Parse(text, caffe_pb2.LayerParameter())
-
-    images = layer('type: "ImageData" transform_param { mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5 }')
-    assert from_layer(images) == Preprocessing((1.0, 2.0, 3.0), 0.5, "BGR")
-    write_preprocessing(str(tmp_path), [images])
-    assert Preprocessing.read(str(tmp_path / "preprocessing.json")) == from_layer(images)
-    assert from_layer(layer('type: "HDF5Data"')) is None
-    write_preprocessing(str(tmp_path / "nowhere"), [layer('type: "HDF5Data"')])
-    assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_path, compressed):
-    import lmdb
-    from caffe.proto import caffe_pb2
-
-    datum = caffe_pb2.Datum(channels=3, height=4, width=4, data=bytes(48))
-    if compressed:
-        datum = caffe_pb2.Datum(data=cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes(), encoded=True)
-    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as environment, environment.begin(write=True) as writer:
-        writer.put(b"0", datum.SerializeToString())
-    layer = caffe_pb2.LayerParameter(type="Data")
-    layer.data_param.source, layer.data_param.backend = str(tmp_path / "db"), layer.data_param.LMDB
-    assert from_layer(layer) == (Preprocessing((0.0,), 1.0, "BGR") if compressed else None)
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
         pytest.param({"images": ["a.png", "no.png"]}, "no.png is no file; expected an image", id="no image"),
         pytest.param({"images": ["a.png", "torn.png"]}, "torn.png is torn, or no image", id="torn image"),
+        pytest.param({"images": ["a.png", "cut.jpg"]}, "cut.jpg is torn, or no image", id="cut JPEG"),
+        pytest.param({"images": ["huge.ppm"]}, "huge.ppm is empty, too large, or of a kind", id="beyond all limits"),
+        pytest.param({"images": ["a.exr"]}, "a.exr is empty, too large, or of a kind that OpenCV", id="codec"),
+        pytest.param({"images": ["empty.png"]}, "empty.png is empty, too large, or of a kind", id="empty image"),
         pytest.param({"images": ["classes.txt"]}, "classes.txt is torn, or no image", id="foreign image"),
         pytest.param({"net": ""}, "'' cannot be read", id="empty name"),
         pytest.param({"net": "no.prototxt"}, "no.prototxt cannot be read", id="no net"),
@@ -204,11 +169,16 @@ def test_an_lmdb_tells_the_channel_order_only_if_its_images_are_compressed(tmp_p
         pytest.param({"preprocessing": "grey.json"}, "takes 3 channels, and the preprocessing says 'GRAY'", id="grey"),
         pytest.param({"preprocessing": "two.txt"}, "two.txt is no JSON", id="foreign recipe"),
         pytest.param({"preprocessing": "means.json"}, "has 2 means for BGR; expected 1 or 3", id="means"),
-        pytest.param({"preprocessing": "nan.json"}, "no finite number", id="nan in the recipe"),
+        pytest.param({"preprocessing": "nan.json"}, "NaN is no finite number", id="nan in the recipe"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence_and_writes_nothing(folder, options, message):
     (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    jpeg = cv2.imencode(".jpg", cv2.imread("b.png"))[1].tobytes()
+    (folder / "cut.jpg").write_bytes(jpeg[:-20])
+    (folder / "huge.ppm").write_bytes(b"P6 99999999 99999999 255\n")
+    (folder / "a.exr").write_bytes(b"\x76\x2f\x31\x01\x02" + bytes(100))
+    (folder / "empty.png").write_bytes(b"")
     (folder / "two.txt").write_text("one\ntwo\n")
     (folder / "nan.caffemodel").write_bytes(poisoned("net.caffemodel"))
     for name, content in {
