@@ -11,12 +11,13 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import read_lines
-from ..nets.data_layers import is_lmdb, sources
+from ..nets.data_layers import sources
+from ..nets.databases import open_database
 from ..nets.weights import load_net
 from .images import decode, decode_image, read_bytes
 from .preprocessing import NAME, Preprocessing, read_mean_image
 
-FIRST = 20  # so many images of an LMDB are looked at
+FIRST = 20  # so many images of a database are looked at
 TOLERANCE = 1e-3  # of a level, between Caffe's input and ours
 
 
@@ -80,7 +81,7 @@ def of_layer(layer: Any) -> Preprocessing:
         channels = "BGR" if parameter.is_color else "GRAY"
         if parameter.new_height and parameter.new_width:
             resize = (parameter.new_height, parameter.new_width)
-    elif is_lmdb(layer):
+    elif layer.type == "Data":
         channels, resize, turned = of_stored(layer, name)
     else:
         raise UnknownPreprocessing(f"{name} does not tell from what pixels its numbers came")
@@ -93,7 +94,7 @@ def of_layer(layer: Any) -> Preprocessing:
 
 
 def of_stored(layer: Any, name: str) -> Tuple[str, Optional[Tuple[int, int]], bool]:
-    """Of the images of an LMDB: channels, the size (height, width) if all have one, and whether they were turned."""
+    """Of the images of a database: channels, the size (height, width) if all have one, and whether they were turned."""
     import cv2
 
     force_color, force_gray = layer.transform_param.force_color, layer.transform_param.force_gray
@@ -117,13 +118,12 @@ def of_stored(layer: Any, name: str) -> Tuple[str, Optional[Tuple[int, int]], bo
 
 
 def stored(layer: Any) -> Iterator[Any]:
-    """The Datums of an LMDB, in order."""
-    import lmdb
+    """The Datums of a database, in order."""
     from caffe.proto import caffe_pb2
 
-    with lmdb.open(layer.data_param.source, readonly=True, lock=False) as environment, environment.begin() as reader:
-        for _, value in reader.cursor():
-            yield caffe_pb2.Datum.FromString(value)
+    with open_database(layer) as database:
+        for _, value in database.entries():
+            yield caffe_pb2.Datum.FromString(bytes(value))
 
 
 def disproof(preprocessing: Preprocessing, layer: Any) -> Optional[str]:
@@ -173,6 +173,7 @@ def one_image_layer(layer: Any, path: str, folder: str) -> Any:
             file.write(f"{path} 0\n")
         return copy
     copy.data_param.source, copy.data_param.batch_size = os.path.join(folder, "lmdb"), 1
+    copy.data_param.backend = copy.data_param.LMDB
     copy.data_param.ClearField("rand_skip")
     datum = caffe_pb2.Datum(encoded=True, data=read_bytes(path))
     with lmdb.open(copy.data_param.source, map_size=1 << 30) as environment, environment.begin(write=True) as writer:

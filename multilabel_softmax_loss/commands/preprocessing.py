@@ -9,6 +9,8 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
+from ..data import images
+from ..data.images import Geometry
 from ..errors import UsageError, unknown_name
 from ..files import cannot_be_read, is_number, read_json, replacing, write_text
 from .images import read_image
@@ -18,7 +20,7 @@ MEAN_NAME = "mean.binaryproto"
 SAMPLE = '{"mean": [104, 117, 123], "scale": 1, "channels": "BGR"}'
 EXPECTED = f"expected such as {SAMPLE}"
 CHANNELS = {"BGR": 3, "RGB": 3, "GRAY": 1}
-KEYS = ("mean", "scale", "channels", "resize", "crop", "turned")
+KEYS = ("mean", "scale", "channels", "resize", "crop", "turned", "transparent")
 TO_NET = "to the net's input"
 
 
@@ -27,9 +29,11 @@ class Preprocessing:
     """How pixels from 0 to 255 become a net's input, in this order, as Caffe's data layers do it in the TEST phase.
 
     turned : the image is turned as its EXIF data say.
+    white : what is transparent in it stands over white, as `convert` has it; Caffe itself ignores transparency.
     channels : "BGR" (OpenCV's order, and that of Caffe's own tools), "RGB" or "GRAY".
-    resize : (height, width) to which it is resized by bilinear interpolation; None, it stays as it is; or "to the net's
-        input", by area where that is smaller (which is not Caffe's way, but a good one where the net's is not known).
+    resize : (height, width) to which it is resized by bilinear interpolation; a number, that its shorter side becomes;
+        None, it stays as it is; or "to the net's input", by area where that is smaller (which is not Caffe's way, but a
+        good one where the net's is not known).
     crop : the middle square of so many pixels is kept; 0, all is.
     mean : one number, one per channel in that order, or an image (channels, height, width) of the size before the crop.
     scale : input = scale * (pixel - mean).
@@ -38,9 +42,10 @@ class Preprocessing:
     mean: Union[Tuple[float, ...], np.ndarray] = field(compare=False)
     scale: float
     channels: str
-    resize: Union[str, Tuple[int, int], None] = TO_NET
+    resize: Union[str, int, Tuple[int, int], None] = TO_NET
     crop: int = 0
     turned: bool = True
+    white: bool = False
 
     @classmethod
     def read(cls, path: str) -> Preprocessing:
@@ -65,11 +70,13 @@ class Preprocessing:
             raise UsageError(f"{path} has crop {crop!a}; expected a whole number of pixels, or 0 for none.")
         if type(turned) is not bool:
             raise UsageError(f"{path} has turned {turned!a}; expected true or false.")
+        if content.get("transparent", "white") != "white":
+            raise UsageError(f'{path} has transparent {content["transparent"]!a}; expected "white", or nothing.')
         resize = read_size(content["resize"], path) if "resize" in content else TO_NET
         if crop and resize == TO_NET:
             raise UsageError(f'{path} has a crop without "resize"; expected [height, width] there, or null for none.')
         mean = read_mean(content["mean"], CHANNELS[channels], channels, path)
-        return cls(mean, float(content["scale"]), channels, resize, crop, turned)
+        return cls(mean, float(content["scale"]), channels, resize, crop, turned, "transparent" in content)
 
     def content(self) -> Dict[str, Any]:
         """The dict that the JSON file holds; a mean image is in a file beside it."""
@@ -79,8 +86,10 @@ class Preprocessing:
             "channels": self.channels,
         }
         if self.resize != TO_NET:
-            content.update(resize=self.resize and list(self.resize), crop=self.crop)
-        return content if self.turned else {**content, "turned": False}
+            resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
+            content.update(resize=resize, crop=self.crop)
+        content.update({} if self.turned else {"turned": False}, **({"transparent": "white"} if self.white else {}))
+        return content
 
     def write(self, folder: str) -> None:
         if isinstance(self.mean, np.ndarray):
@@ -89,7 +98,9 @@ class Preprocessing:
 
     def read_image(self, path: str, size: Tuple[int, int]) -> np.ndarray:
         """An image file as a net of input (height, width) wants it: float32, (channels, height, width)."""
-        return self.apply(read_image(path, self.channels == "GRAY", self.turned), size, path)
+        gray = self.channels == "GRAY"
+        image = read_over_white(path, gray) if self.white else read_image(path, gray, self.turned)
+        return self.apply(image, size, path)
 
     def apply(self, image: np.ndarray, size: Tuple[int, int], name: str) -> np.ndarray:
         """What becomes of an image as images.read_image reads it, turned and gray if need be.
@@ -100,7 +111,9 @@ class Preprocessing:
         """
         self.check_size(size)
         image = image[:, :, ::-1] if self.channels == "RGB" else image
-        if self.resize is not None:
+        if isinstance(self.resize, int):
+            image = Geometry(short_side=self.resize).apply(image)
+        elif self.resize is not None:
             image = resized(image, size if isinstance(self.resize, str) else self.resize, by_area=self.resize == TO_NET)
         planes = image.reshape(*image.shape[:2], -1).transpose(2, 0, 1).astype(np.float32)
         mean = self.mean
@@ -147,12 +160,24 @@ def middle(planes: np.ndarray, crop: int, name: str) -> np.ndarray:
     return planes[:, top : top + crop, left : left + crop]
 
 
-def read_size(value: Any, path: str) -> Optional[Tuple[int, int]]:
+def read_over_white(path: str, gray: bool) -> np.ndarray:
+    try:
+        return images.read_image(path, gray)
+    except images.BadImage as error:
+        raise UsageError(f"{path} is torn, or no image that OpenCV reads: {error}.") from error
+
+
+def read_size(value: Any, path: str) -> Union[int, Tuple[int, int], None]:
     if value is None:
         return None
-    if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**15 for n in value)):
-        raise UsageError(f"{path} has resize {value!a}; expected [height, width] in pixels, or null for none.")
-    return value[0], value[1]
+    numbers = value if isinstance(value, list) else [value]
+    wanted = 2 if isinstance(value, list) else 1
+    if len(numbers) != wanted or not all(type(n) is int and 0 < n < 2**15 for n in numbers):
+        raise UsageError(
+            f"{path} has resize {value!a}; expected [height, width] in pixels, a number for the shorter side, or null "
+            "for none."
+        )
+    return (value[0], value[1]) if isinstance(value, list) else value
 
 
 def read_mean(value: Any, count: int, channels: str, path: str) -> Union[Tuple[float, ...], np.ndarray]:

@@ -179,7 +179,11 @@ def preprocessing(facts: NetFacts) -> Dict[str, Any]:
         "mean": [0.0] if hdf5 else facts.mean,
         "scale": 1.0,
         "channels": "GRAY" if facts.gray else "BGR",
+        "transparent": "white",
     }
+    if facts.geometry.size or facts.crop:
+        size = facts.geometry.size
+        content.update(resize=list(size) if size else facts.geometry.short_side, crop=facts.crop or 0)
     return content
 
 

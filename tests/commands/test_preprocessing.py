@@ -110,6 +110,19 @@ def test_an_image_of_another_size_than_those_of_an_lmdb_is_resized_and_cropped_a
     assert np.array_equal(found.apply(large, (10, 10), "large"), expected)
 
 
+def test_the_shorter_side_and_what_is_transparent_are_as_convert_has_them(folder):
+    image = np.dstack([np.full((40, 60, 3), 100, np.uint8), np.full((40, 60), 255, np.uint8)])
+    image[:, 30:, 3] = 0
+    cv2.imwrite("0.png", image)
+    content = {"mean": 0, "scale": 1, "channels": "BGR", "resize": 20, "crop": 20, "transparent": "white"}
+    (folder / "p.json").write_text(json.dumps(content))
+    found = Preprocessing.read("p.json")
+    assert {**content, "mean": [0]} == found.content()
+    expected = np.full((3, 20, 20), 100.0)
+    expected[:, :, 10:] = 255  # of 20 x 30 pixels the middle
+    assert np.array_equal(found.read_image("0.png", (20, 20)), expected)
+
+
 def test_images_of_many_sizes_in_an_lmdb_are_cropped_as_they_are(folder):
     cv2.imwrite("1.png", FINE[1][:15])
     store([(folder / f"{k}.png").read_bytes() for k in range(2)])
@@ -143,7 +156,7 @@ def test_images_are_turned_as_caffe_turns_them(folder):
     "text, reason",
     [
         pytest.param('type: "HDF5Data"', "layer 'data' (HDF5Data) does not tell from what pixels", id="HDF5"),
-        pytest.param('type: "Data" data_param { source: "db" }', "(Data) does not tell from what pixels", id="LevelDB"),
+        pytest.param('type: "MemoryData"', "(MemoryData) does not tell from what pixels", id="memory"),
         pytest.param(STORED % "", "reads raw pixels, which do not tell the order", id="raw"),
     ],
 )
@@ -240,6 +253,7 @@ GOOD = {"mean": [1, 2, 3], "scale": 1, "channels": "BGR"}
         pytest.param({**GOOD, "resize": [2**40, 3]}, "expected [height, width] in pixels", id="too large"),
         pytest.param({**GOOD, "resize": None, "crop": -1}, "has crop -1; expected a whole number", id="negative crop"),
         pytest.param({**GOOD, "crop": 3}, 'has a crop without "resize"', id="crop alone"),
+        pytest.param({**GOOD, "transparent": "black"}, "has transparent 'black'; expected \"white\"", id="black"),
         pytest.param({**GOOD, "turned": 1}, "has turned 1; expected true or false", id="turned"),
     ],
 )
