@@ -7,7 +7,7 @@ import json
 from typing import Any, List, Optional
 
 from ..errors import UsageError
-from ..files import PICTURES, check_output, read_lines, write_text
+from ..files import PICTURES, check_output, read_lines, same_file, write_text
 from . import metrics
 from .arguments import add_head_arguments, add_positive_argument
 from .outputs import net_outputs
@@ -59,8 +59,10 @@ def run(arguments: Any) -> int:
     check_output(arguments.tune_thresholds, (".json",))
     check_output(arguments.json, (".json",))
     check_output(arguments.picture, PICTURES)
-    if arguments.json and arguments.json == arguments.tune_thresholds:
+    if same_file(arguments.json, arguments.tune_thresholds):
         raise UsageError(f"{arguments.json} is the file of both --json and --tune-thresholds; expected two.")
+    if same_file(arguments.json, arguments.thresholds):
+        raise UsageError(f"--json {arguments.json} is the file of --thresholds itself; choose another name.")
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
     truth, log_odds, known, head = net_outputs(

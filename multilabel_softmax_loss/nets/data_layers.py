@@ -6,6 +6,7 @@ import math
 from typing import Any, List, Optional, Sequence, Tuple
 
 from ..errors import UsageError
+from .class_labels import check_class_labels
 from .databases import check_datums, count_database
 from .hdf5_lists import count_hdf5
 from .image_index import count_index, index_batch_size, reads_index
@@ -51,7 +52,8 @@ def batch_size(layer: Any) -> int:
 def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, str]] = ()) -> None:
     """Look through all that the layers of the net `path` read from files.
 
-    Sources whose samples meet in a layer, or as a pair of blobs in `meeting`, have to be in one order.
+    Sources whose samples meet in a layer, or as a pair of blobs in `meeting`, have to be in one order. Labels that are
+    classes have to be some of the scores.
 
     Raises
     ------
@@ -67,6 +69,7 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
             check_datums(layer)
         check_mean(layer)
     check_pairs(layers, path, lambda layer: counts[id(layer)], meeting)
+    check_class_labels(layers, path)
 
 
 def period(layer: Any) -> Optional[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import pkgutil
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr
@@ -29,15 +30,29 @@ def find_class(module: str, layer: str) -> type:
         told = f"{type(error).__name__}: {error}"
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ImportError):
-            told = f"{error}. Install it, or add its folder to PYTHONPATH"
+            told = f"{error}. {module_hint(module, error)}"
         elif not isinstance(error, SyntaxError):  # which says where it is
             told += f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
-        raise ImportError(f"python_param {{ module: {module!r} }} cannot be imported: {told}.") from error
+        raise ImportError(
+            f"python_param {{ module: {module!r} }} cannot be imported: {told}{'' if told.endswith('?') else '.'}"
+        ) from error
     if not hasattr(found, layer):
         nearest = difflib.get_close_matches(layer, dir(found), n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "change python_param { layer: ... }."
         raise ImportError(f"module {module!r} has no class {layer!r}; {hint}")
     return getattr(found, layer)
+
+
+def module_hint(module: str, error: ImportError) -> str:
+    """What to do about a module that is not found: the nearest name there is, or where it is looked for."""
+    package, _, name = module.rpartition(".")
+    if error.name == module:  # not another one that it imports
+        places = getattr(sys.modules.get(package), "__path__", []) if package else None
+        known = [found.name for found in pkgutil.iter_modules(places)]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if nearest:
+            return f"Did you mean {'.'.join(filter(None, (package, nearest[0])))!r}?"
+    return "Install it, or add its folder to PYTHONPATH"
 
 
 def check_python_layers(layers: Sequence[Any], path: str) -> None:

@@ -284,6 +284,61 @@ def test_a_list_with_a_byte_order_mark_is_refused(here):
     refused(images("\ufeffa.png 0\n"), "begins with a byte order mark, which Caffe takes for part of the first name")
 
 
+# Labels that are classes
+
+
+LOSS = """layer { name: "scores" type: "InnerProduct" bottom: "data" top: "scores"
+  inner_product_param { num_output: 3 } }
+layer { name: "relu" type: "ReLU" bottom: "scores" top: "scores" }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss" %s }
+"""
+
+
+def with_loss(layers, top="label", more=""):
+    text = "".join(f"layer {{ {layer} }}" for layer in layers) + LOSS % more
+    net = text_format.Parse(text, caffe_pb2.NetParameter())
+    if top not in net.layer[0].top:
+        net.layer[0].top.append(top)
+    return net.layer
+
+
+def listed(labels):
+    return images("".join(f"a.png {label:.0f}\n" for label in labels))
+
+
+def in_lmdb(labels):
+    return database("LMDB", [datum(label=int(label)) for label in labels])
+
+
+def in_hdf5(labels):
+    def content(file):
+        file["data"], file["label"] = np.zeros((len(labels), 4)), np.asarray(labels)[:, None]
+
+    return hdf5(a=content, tops=("data", "label"))
+
+
+@pytest.mark.parametrize("source", [listed, in_lmdb, in_hdf5])
+def test_labels_beyond_the_classes_are_refused(here, source):
+    check_data(with_loss(source([0, 2, 1])), "net.prototxt")
+    refused(
+        with_loss(source([0, 2, 3])), "net.prototxt: layer 'data' brings the label 3 with sample 2; expected a class"
+    )
+
+
+def test_labels_that_are_no_classes_are_refused_unless_they_are_ignored(here):
+    for wrong in (-1, 0.5, np.nan):
+        refused(
+            with_loss(in_hdf5([0, wrong])), f"brings the label {wrong:g} with sample 1; expected a class from 0 to 2"
+        )
+    check_data(with_loss(in_hdf5([0, -1]), more="loss_param { ignore_label: -1 }"), "net.prototxt")
+
+
+def test_labels_are_let_be_where_the_number_of_classes_is_not_known(here):
+    layers = with_loss(in_hdf5([0, 7]))
+    layers[1].type, layers[1].inner_product_param.num_output = "Python", 0
+    check_data(layers, "net.prototxt")
+
+
 # Mean images
 
 

@@ -1,0 +1,31 @@
+"""Python layers that cannot be found: what was meant, and where it is looked for."""
+
+import re
+
+import pytest
+
+from multilabel_softmax_loss.nets.python_layers import find_class
+
+
+@pytest.mark.parametrize(
+    "module, layer, message",
+    [
+        pytest.param("multilable_softmax_loss", "L", "Did you mean 'multilabel_softmax_loss'?", id="a typo"),
+        pytest.param(
+            "multilabel_softmax_loss.layer", "L", "Did you mean 'multilabel_softmax_loss.layers'?", id="in a package"
+        ),
+        pytest.param("my_layer", "L", "Did you mean 'my_layers'?", id="beside"),
+        pytest.param("no_such_thing_at_all", "L", "Install it, or add its folder to PYTHONPATH.", id="nothing near"),
+        pytest.param(
+            "my_layers", "L", "No module named 'jsn'. Install it, or add its folder to PYTHONPATH.", id="needed"
+        ),
+        pytest.param(
+            "multilabel_softmax_loss", "MultilabelSoftmaxLoss", "did you mean 'MultilabelSoftmaxLossLayer'?", id="class"
+        ),
+    ],
+)
+def test_a_name_that_is_not_there_is_told_with_the_nearest(tmp_path, monkeypatch, module, layer, message):
+    (tmp_path / "my_layers.py").write_text("import jsn\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=re.escape(message)):
+        find_class(module, layer)
