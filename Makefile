@@ -6,7 +6,7 @@ TORCH_PYTHON ?=
 # As many processes as there are cores, but no more than 4; each takes half a gigabyte.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help train test kill-test test-all fuzz bench zoo snippets environment clean
+.PHONY: help train test kill-test test-all fuzz bench zoo snippets docs dist environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -43,6 +43,14 @@ zoo: environment    ## the gradient checker on layers with planted defects, besi
 snippets: environment  ## write anew what prototxt/ has of the options: two snippets, and the tables of its README.md
 	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt
 
+docs: environment   ## the docstrings as pages, in build/docs
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	.venv/bin/python -m pdoc --docformat numpy --math -o build/docs multilabel_softmax_loss
+
+dist: environment   ## the sdist and the wheel, built and checked in environments of their own
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2' 'twine>=6'
+	.venv/bin/python .ci/dist.py
+
 environment:
 	@$(BOOTSTRAP)
 
@@ -51,4 +59,4 @@ environment-%:
 	@$(BOOTSTRAP) --python $* --venv .venv-$*
 
 clean:          ## remove the environments and what the examples wrote
-	rm -rf .venv* build *.egg-info examples/*/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv* build dist *.egg-info examples/*/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
