@@ -34,3 +34,10 @@ def not_negative(text: str) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text!r}; expected a finite number of at least 0")
     return number
+
+
+def at_least_one(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
+    return int(text)

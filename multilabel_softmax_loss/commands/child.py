@@ -16,6 +16,7 @@ import threading
 import traceback
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
@@ -145,7 +146,7 @@ def child() -> None:
     tempfile.tempdir = os.path.dirname(log)  # what this process leaves there if it dies, its parent removes
     quiet_caffe()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its caches is no news
-    warnings.formatwarning = lambda message, *_: f"{PROGRAM} {arguments.command}: warning: {message}\n"
+    warnings.formatwarning = partial(format_warning, arguments.command, warnings.formatwarning)
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     mask_signals("SIG_UNBLOCK", SIGNALS)
@@ -163,6 +164,14 @@ def child() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # Caffe's prefetching threads would be asked to end one by one, and the net to be freed
+
+
+def format_warning(command: str, usual: Callable[..., str], message: Any, kind: Any, file: str, *place: Any) -> str:
+    """A warning of this package as its commands say it; that of another file as Python says it, with its place."""
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.abspath(file).startswith(ours + os.sep) or file == "sys":  # Caffe, which calls a layer, has no file
+        return f"{PROGRAM} {command}: warning: {message}\n"
+    return usual(message, kind, file, *place)
 
 
 def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:

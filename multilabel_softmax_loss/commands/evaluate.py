@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 from ..errors import UsageError
 from ..files import PICTURES, check_output, read_lines, same_file, write_text
 from . import metrics
-from .arguments import add_head_arguments, add_positive_argument
+from .arguments import add_head_arguments, add_positive_argument, at_least_one
 from .outputs import net_outputs
 from .pictures import draw
 from .report import as_json, evaluation, table
@@ -34,6 +34,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("net", metavar="NET.prototxt", help="a net with data layers and a loss, such as train_val")
     parser.add_argument("weights", metavar="WEIGHTS", help="a .caffemodel")
     parser.add_argument("--data", metavar="SOURCE", help="another source for the data layer")
+    parser.add_argument(
+        "--iterations", type=at_least_one, metavar="N", help="score N batches (only needed where no file tells)"
+    )
     parser.add_argument("--phase", choices=("TEST", "TRAIN"), default="TEST", help="whose data (default: %(default)s)")
     add_head_arguments(parser)
     parser.add_argument("--labels", metavar="BLOB", help="the blob of labels (default: what the loss layer takes)")
@@ -74,6 +77,7 @@ def run(arguments: Any) -> int:
         labels=arguments.labels,
         activation=arguments.activation,
         positive_above=arguments.positive_above,
+        iterations=arguments.iterations,
     )
     check_arguments(arguments, names, truth.shape[1])
     levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head, names) if thresholds else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, List, NamedTuple, Optional, Tuple
 
@@ -40,21 +41,25 @@ def net_outputs(
     labels: Optional[str] = None,
     activation: Optional[str] = None,
     positive_above: Optional[float] = None,
+    iterations: Optional[int] = None,
 ) -> Outputs:
-    """Labels and scores of every sample of the net's data, in order; `positive_above` as `positives` takes it."""
+    """Labels and scores of every sample of the net's data, in order, as in the TEST phase.
+
+    `positive_above` is as `positives` takes it; `iterations` is how many batches there are, where no file tells.
+    """
     net = read_prototxt(path)
     layers = phase_layers(net, phase)
     head = unsaturated(choose_head(layers, path, scores, labels, activation), layers)
     if head.labels is None:
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
-    count = samples_of(net, path, phase, head)
-    found, log_odds, known = collect(load_net(net, path, phase, weights), net, head, count, path)
+    count = samples_of(net, path, phase, head, iterations)
+    found, log_odds, known = collect(load_net(net, path, "TEST", weights), head, count, iterations, path)
     truth = positives(found, known, head.labels, positive_above)
     if truth.shape[1] < 2:
         raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
     if not truth.any():
-        raise UsageError(f"blob {head.labels!r} holds no positive label in {count} samples; there is nothing to find.")
+        raise UsageError(f"blob {head.labels!r} holds no positive label in {len(truth)} samples: nothing to find.")
     return Outputs(truth, log_odds, known, head)
 
 
@@ -78,8 +83,16 @@ def positives(labels: np.ndarray, known: np.ndarray, blob: str, above: Optional[
 
 
 def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> None:
-    """Leave `layers` in the net, their data in the order of the files and from the source `data` if that is given."""
+    """Leave `layers` in the net, whatever their phase, data in the order of the files, and nothing by chance.
+
+    The data are those of the source `data` if that is given.
+    """
     layers = [type(layer).FromString(layer.SerializeToString()) for layer in layers]
+    for layer in layers:
+        for name in ("include", "exclude", "phase"):
+            layer.ClearField(name)
+        if layer.transform_param.mirror:
+            layer.transform_param.mirror = False
     del net.layer[:]
     net.layer.extend(layers)
     found = [*readers(net.layer), *filter(reads_index, net.layer)]
@@ -96,27 +109,47 @@ def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> N
             parameter.source = data
 
 
-def samples_of(net: Any, path: str, phase: str, head: Head) -> int:
-    """How many samples the data layers of the scores hold, all of them in one order."""
+def samples_of(net: Any, path: str, phase: str, head: Head, iterations: Optional[int]) -> Optional[int]:
+    """How many samples there are in the files of a net's data layers, all of them in one order; None: no file tells."""
     found = sources(ancestors(net.layer, head.scores))
     if not found:
         raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data, Data or ImageData.")
     check_data(net.layer, path, [(head.scores, str(head.labels))])
-    return count_samples(found[0])
+    known = readers(found) or readers(sources(ancestors(net.layer, str(head.labels))))
+    if not known and iterations is None:
+        raise UsageError(
+            f"{path}: no file tells how many samples layer {found[0].name!r} of type {found[0].type} brings; "
+            "--iterations N says how many batches to score."
+        )
+    if not known:
+        return None
+    count, size = count_samples(known[0]), batch_size(known[0])
+    if iterations is not None and iterations > math.ceil(count / size):
+        raise UsageError(
+            f"--iterations is {iterations}; expected at most {math.ceil(count / size)}, as there are {count} samples "
+            f"in batches of {size}. Without --iterations each counts once."
+        )
+    return count if iterations is None else min(count, iterations * size)
 
 
-def collect(loaded: Any, net: Any, head: Head, count: int, path: str) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of `count` samples, each once: the last batch may begin the data anew, which is cut off."""
+def collect(
+    loaded: Any, head: Head, count: Optional[int], iterations: Optional[int], path: str
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `count` samples, each once, as a last batch may begin the data anew; or of so many iterations."""
     from tqdm import tqdm
 
-    size = batch_size(sources(ancestors(net.layer, head.scores))[0])
-    parts = []
-    for start in tqdm(range(0, count, size), unit="batch", leave=False, disable=not sys.stderr.isatty()):
-        with running(path):
-            loaded.forward()
-        scores, labels = (loaded.blobs[name].data[: count - start] for name in (head.scores, head.labels))
-        if not (scores < np.inf).all():  # -inf masks a class
-            raise UsageError(f"blob {head.scores!r} is not finite for samples {start} to {start + len(scores) - 1}.")
-        parts.append(head.rows(scores, labels))
+    parts: List[Tuple[np.ndarray, ...]] = []
+    seen = 0
+    with tqdm(total=count, unit="sample", leave=False, disable=not sys.stderr.isatty()) as bar:
+        while seen < count if count is not None else len(parts) < (iterations or 0):
+            with running(path):
+                loaded.forward()
+            left = None if count is None else count - seen
+            scores, labels = (loaded.blobs[name].data[:left] for name in (head.scores, head.labels))
+            if not (scores < np.inf).all():  # -inf masks a class
+                raise UsageError(f"blob {head.scores!r} is not finite for samples {seen} to {seen + len(scores) - 1}.")
+            parts.append(head.rows(scores, labels))
+            seen += len(scores)
+            bar.update(len(scores))
     labels, log_odds, known = (np.concatenate(arrays) for arrays in zip(*parts))
     return labels, log_odds, known

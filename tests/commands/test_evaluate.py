@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 
 import h5py
@@ -14,6 +15,7 @@ from support.tiny_nets import (
     OURS,
     SIGMOID,
     body,
+    inner_product,
     listing,
     make_labels,
     make_run,
@@ -346,3 +348,92 @@ def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_
     assert process.stdout == ""
     expected = "no.caffemodel is no file; expected weights (.caffemodel, or .caffemodel.h5)."
     assert process.stderr == f"python -m multilabel_softmax_loss evaluate: error: {expected}\n"
+
+
+READER = """import warnings
+
+import caffe
+import h5py
+import numpy as np
+
+
+class Reader(caffe.Layer):
+    def setup(self, bottom, top):
+        with h5py.File(self.param_str, "r") as file:
+            self.arrays = [file[name][:] for name in ("data", "label")]
+        self.place = 0
+
+    def reshape(self, bottom, top):
+        for blob, array in zip((top[0], top[1]), self.arrays):
+            blob.reshape(5, array.shape[1])
+
+    def forward(self, bottom, top):
+        if not self.place:
+            warnings.warn("a slow disk")
+        for blob, array in zip((top[0], top[1]), self.arrays):
+            blob.data[...] = array[self.place : self.place + 5]
+        self.place += 5
+
+    def backward(self, *arguments):
+        pass
+"""
+
+
+def test_a_python_layer_brings_as_many_batches_as_one_says(trained, tmp_path):
+    (tmp_path / "reader.py").write_text(READER)
+    reader = 'layer { name: "data" type: "Python" top: "data" top: "label"\n'
+    reader += f'  python_param {{ module: "reader" layer: "Reader" param_str: "{trained / "test.h5"}" }} }}\n'
+    (tmp_path / "net.prototxt").write_text(reader + body() + OURS % "")
+    words = ("evaluate", "net.prototxt", trained / "run" / "best.caffemodel", "--json", "e.json")
+    settings = {"env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "folder": tmp_path}
+    refused = run_command(*words, check=2, **settings)
+    assert "no file tells how many samples layer 'data' of type Python brings; --iterations N says" in refused.stderr
+    process = run_command(*words, "--iterations", 7, check=0, **settings)
+    assert re.search(r"reader\.py:\d+: UserWarning: a slow disk\n", process.stderr)  # theirs, not ours
+    assert "evaluate: warning" not in process.stderr
+    expected = net_outputs(str(trained / "train_val.prototxt"), str(words[2]))
+    report = evaluation(expected.truth[:35], expected.log_odds[:35])
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["samples"] == 35
+    assert found["metrics"]["net, top 3"] == pytest.approx(report["metrics"]["net, top 3"])
+
+
+def test_iterations_may_stop_early_but_count_nothing_twice(trained):
+    net, weights = str(trained / "train_val.prototxt"), str(trained / "run" / "best.caffemodel")
+    found, whole = net_outputs(net, weights, iterations=2), net_outputs(net, weights)
+    assert np.array_equal(found.log_odds, whole.log_odds[:20])
+    assert len(net_outputs(net, weights, iterations=4).truth) == 37
+    with pytest.raises(UsageError, match="--iterations is 5; expected at most 4, as there are 37 samples in batches"):
+        net_outputs(net, weights, iterations=5)
+
+
+def test_training_data_are_scored_as_in_testing(trained):
+    net, weights = str(trained / "train_val.prototxt"), str(trained / "run" / "best.caffemodel")
+    first, second = (net_outputs(net, weights, phase="TRAIN") for _ in range(2))
+    assert np.array_equal(first.log_odds, second.log_odds)  # no Dropout
+    tested = net_outputs(net, weights, data=str(trained / "train.txt"))
+    assert np.array_equal(first.truth, tested.truth)
+    assert first.log_odds == pytest.approx(tested.log_odds, abs=1e-5)  # in batches of another size
+
+
+def test_images_of_a_list_are_scored_in_their_order_and_not_mirrored(tmp_path):
+    import cv2
+
+    pixels = np.random.RandomState(0).randint(0, 256, (7, 4, 4, 3)).astype(np.uint8)
+    for k, image in enumerate(pixels):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), image)
+    (tmp_path / "list.txt").write_text("".join(f"{tmp_path}/{k}.png {k % 3}\n" for k in range(7)))
+    images = 'layer { name: "data" type: "ImageData" top: "data" top: "label" transform_param { mirror: true }\n'
+    images += f'  image_data_param {{ source: "{tmp_path}/list.txt" batch_size: 3 shuffle: true }} }}\n'
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss" }\n'
+    (tmp_path / "net.prototxt").write_text(images + inner_product("scores", "data", 3) + loss)
+    import caffe
+
+    net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+    net.params["scores"][0].data[...] *= 0.01
+    net.save(str(tmp_path / "w.caffemodel"))
+    outputs = net_outputs(str(tmp_path / "net.prototxt"), str(tmp_path / "w.caffemodel"))
+    assert outputs.truth.argmax(axis=1).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    weights, bias = (blob.data.astype(float) for blob in net.params["scores"])
+    scores = pixels.transpose(0, 3, 1, 2).reshape(7, -1) @ weights.T + bias
+    assert outputs.log_odds == pytest.approx(log_odds_of_softmax(scores), rel=1e-4, abs=1e-4)
