@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, ClassVar, Optional, Tuple, Type
+from typing import Any, ClassVar, NamedTuple, Optional, Type
 
 import caffe
 import numpy as np
@@ -11,11 +11,9 @@ import numpy as np
 from .data.ahead import Ahead
 from .data.feed import Feed, ImageDataOptions
 from .errors import InputError, NotFiniteError
-from .losses.evaluate import load_kernels, scale_gradient
-from .losses.layout import Layout
-from .losses.options import Options, SigmoidOptions, SoftmaxOptions
-from .losses.sigmoid import evaluate_sigmoid
-from .losses.softmax import evaluate_softmax
+from .losses.evaluate import Loss, Mean, scale_gradient
+from .losses.sigmoid import SigmoidLoss
+from .losses.softmax import SoftmaxLoss
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}
@@ -36,57 +34,85 @@ REMEDIES = {
 }
 
 
-class MultilabelLossLayer(caffe.Layer):
-    """What the loss layers share; a subclass names its options and its function."""
+PROBES = 16  # entries of the gradient that tell whether it is still there
+NEAR = 1e-6  # how far two factors of a gradient may be apart for float32 to keep its digits
 
-    options_class: ClassVar[Type[Options]]
-    evaluate: ClassVar[Callable[..., Tuple[float, float]]]
+
+class Written(NamedTuple):
+    """A gradient in the scores' diff: what it was multiplied by, the divisor that it shall have, and a few entries."""
+
+    factor: float
+    divisor: float
+    probes: bytes
+
+    def serves(self, diff: np.ndarray, stride: int, loss_weight: float) -> bool:
+        """Whether it is still there, and near enough to what it shall be to be scaled; entries of 0 prove nothing."""
+        step = abs(loss_weight) / self.divisor if self.divisor else abs(self.factor)
+        is_near = NEAR * step < abs(self.factor) < step / NEAR
+        return is_near and any(self.probes) and diff.reshape(-1)[::stride].tobytes() == self.probes
+
+    def finish(self, diff: np.ndarray, loss_weight: float) -> None:
+        """Scale what is in `diff` to loss_weight over the divisor, unless it is so already."""
+        scale = loss_weight / self.divisor / self.factor if self.divisor and self.factor else 0.0
+        if abs(scale - 1) > 1e-9:
+            scale_gradient(diff, scale)
+
+
+class MultilabelLossLayer(caffe.Layer):
+    """What the loss layers share; a subclass names its loss.
+
+    Forward in TRAIN writes the gradient into the scores' diff, finished where the divisor is that of the batch before;
+    backward makes sure that it is still there, and multiplies it once more where the divisor was another one. So no
+    array as large as the scores is kept.
+    """
+
+    loss_class: ClassVar[Type[Loss]]
 
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
         check_count(self, "top", len(top), "1 (the loss) or 2 (the loss, the probabilities)", (1, 2))
-        self.options = parse_options(self, self.options_class)
+        self.options = parse_options(self, self.loss_class.options_class)
         self.shapes: Any = None  # of the bottoms
-        # Whether forward keeps the gradient for backward, decided by the first one. Without, backward computes it.
-        self.keep: Optional[bool] = None
-        self.divisor: Optional[float] = None
+        self.writes_diff: Optional[bool] = None  # whether forward does; the first one decides
 
     def reshape(self, bottom: Any, top: Any) -> None:
-        shapes = shape_of(bottom[0]), shape_of(bottom[1]), shape_of(bottom[2]) if len(bottom) == 3 else None
+        shapes = tuple(map(shape_of, blobs_of(bottom)))
         if shapes == self.shapes:
             return
         try:
-            self.layout = Layout(*shapes, self.options)
+            self.loss = self.loss_class(self.options, *arrays_of(bottom))
         except InputError as error:
             raise self.explain(error) from error
         if self.shapes is None:
-            load_kernels(type(self).evaluate, self.layout, self.options)
+            self.loss.compile()
             if self.options.label_format == "indices" and shapes[0] == shapes[1]:
                 self.warn(
                     'param_str has label_format "indices", and bottom[1] (labels) the shape of bottom[0] (scores): its '
                     'numbers are taken for class indices.\n    Labels of 0 and 1 per class need label_format "dense".'
                 )
         self.shapes = shapes
-        self.gradient: Any = None
-        self.divisor = None
+        self.expected_divisor = float(self.loss.sizes()["FULL"] if self.loss.size is None else self.loss.size)
+        self.written: Optional[Written] = None
+        self.stride = max(bottom[0].count // PROBES, 1)
         top[0].reshape()  # no axes: a scalar, like Caffe's own losses
         if len(top) == 2:
             top[1].reshape(*shapes[0])
 
     def forward(self, bottom: Any, top: Any) -> None:
-        if self.keep is None:
-            self.keep = self.phase == caffe.TRAIN and self.has_loss_weight(top)
-        # At 256 x 1000, one thread: the loss alone takes 180 us, with the gradient 220, and backward scales that in 70.
-        # Computing it in backward anew would cost 220 there. (examples/benchmark/parts.py)
-        if self.keep and self.gradient is None:
-            self.gradient = np.empty(self.shapes[0], np.float32)
-        self.divisor = None
-        loss, divisor = self.run(bottom, self.gradient, data_of(top[1]) if len(top) == 2 else None)
-        if abs(loss) > FLOAT32_MAX and self.options.nonfinite == "error":
-            error = InputError("loss", f"the loss is {loss:g}, more than float32 holds")
-            raise self.explain(error)
-        top[0].data[...] = loss
-        self.divisor = divisor if self.keep else None
+        if self.writes_diff is None:
+            self.writes_diff = self.phase == caffe.TRAIN and self.has_loss_weight(top)
+        self.written = None
+        diff, factor = None, None
+        if self.writes_diff and bottom[0].count:
+            diff, factor = bottom[0].diff, float(top[0].diff) / self.expected_divisor
+        mean = self.run(bottom, diff, data_of(top[1]) if len(top) == 2 else None, factor)
+        if abs(mean.loss) > FLOAT32_MAX and self.options.nonfinite == "error":
+            raise self.explain(InputError("loss", f"the loss is {mean.loss:g}, more than float32 holds"))
+        top[0].data[...] = mean.loss
+        divisor = self.share_divisor(mean.divisor * mean.weight_scale)
+        self.expected_divisor = divisor or self.expected_divisor
+        if diff is not None:
+            self.written = Written(factor or 0.0, divisor, diff.reshape(-1)[:: self.stride].tobytes())
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
         if len(top) == 2 and top[1].count and top[1].diff.any():
@@ -95,25 +121,32 @@ class MultilabelLossLayer(caffe.Layer):
                 "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
             )
         if propagate_down[0] and bottom[0].count:
-            out = bottom[0].diff
-            gradient, divisor = self.gradient, self.divisor
-            if divisor is None or out.shape != self.shapes[0]:
-                self.reshape(bottom, top)  # Caffe asks for it before a forward only
-                gradient = out
-                _, divisor = self.run(bottom, out)
-            step = float(top[0].diff) / divisor if divisor else 0.0
-            scale_gradient(gradient, step, out)
+            diff, loss_weight = bottom[0].diff, float(top[0].diff)
+            written = self.written
+            if written is None or not written.serves(diff, self.stride, loss_weight):
+                self.reshape(bottom, top)  # Caffe asks for it before a forward only; other shapes forget `written`
+                factor = loss_weight / self.expected_divisor
+                mean = self.run(bottom, diff, None, factor)
+                divisor = self.written.divisor if self.written else mean.divisor * mean.weight_scale
+                written = Written(factor, divisor, b"")
+            written.finish(diff, loss_weight)
+            self.written = None  # the layers before this one may work in place
         for k in range(1, len(bottom)):
             if propagate_down[k] and bottom[k].count:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
 
-    def run(self, bottom: Any, gradient: Any, probs: Any = None) -> Tuple[float, float]:
-        """Loss and divisor of the bottoms' data; errors name the blobs as the prototxt does."""
-        weight = data_of(bottom[2]) if len(bottom) == 3 else None
+    def share_divisor(self, divisor: float) -> float:
+        """What the gradient of this batch is divided by, from what it comes to alone, in units of the sample weights.
+
+        The one place where they may differ, as where several processes share a batch.
+        """
+        return divisor
+
+    def run(self, bottom: Any, gradient: Any, probs: Any, factor: Optional[float]) -> Mean:
+        """The loss of the bottoms' data; errors name the blobs as the prototxt does."""
+        scores, labels, weight = arrays_of(bottom)
         try:
-            return type(self).evaluate(
-                data_of(bottom[0]), data_of(bottom[1]), weight, self.layout, self.options, gradient, probs
-            )
+            return self.loss(scores, labels, weight, gradient, probs, factor)
         except InputError as error:
             raise self.explain(error) from error
 
@@ -134,6 +167,15 @@ class MultilabelLossLayer(caffe.Layer):
     def explain(self, error: InputError) -> ValueError:
         kind = NotFiniteError if error.kind == "scores" else ValueError
         return kind(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")
+
+
+def blobs_of(bottom: Any) -> list:
+    return [bottom[k] for k in range(len(bottom))]  # Caffe's vectors can be counted and indexed, no more
+
+
+def arrays_of(bottom: Any) -> tuple:
+    """Scores, labels, and sample weights or None."""
+    return data_of(bottom[0]), data_of(bottom[1]), data_of(bottom[2]) if len(bottom) == 3 else None
 
 
 def shape_of(blob: Any) -> tuple:
@@ -180,8 +222,7 @@ class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
     Give the layer `loss_weight: 1` (with two tops `loss_weight: 1 loss_weight: 0`).
     """
 
-    options_class = SoftmaxOptions
-    evaluate = staticmethod(evaluate_softmax)
+    loss_class = SoftmaxLoss
 
 
 class MultilabelSigmoidLossLayer(MultilabelLossLayer):
@@ -191,8 +232,7 @@ class MultilabelSigmoidLossLayer(MultilabelLossLayer):
     `loss_weight` are those of :class:`MultilabelSoftmaxLossLayer`, with labels from 0 to 1.
     """
 
-    options_class = SigmoidOptions
-    evaluate = staticmethod(evaluate_sigmoid)
+    loss_class = SigmoidLoss
 
 
 class MultilabelImageDataLayer(caffe.Layer):

@@ -222,6 +222,70 @@ def test_backward_is_right_each_time(layer):
 
 
 @either_layer
+def test_the_gradient_is_right_whatever_happens_to_it_between_forward_and_backward(layer):
+    """Forward in TRAIN leaves it in the scores' diff; a script may clear or poison that, or change loss_weight."""
+    arrays = {"scores": random_scores((4, 5)), "labels": random_labels((4, 5))}
+    net = loss_net(arrays, layer=layer, loss_weight="loss_weight: 3")
+    _, expected = loss_and_gradient(net)
+    diff = net.blobs["scores"].diff
+
+    def clear():
+        diff[...] = 0
+
+    def poison():
+        diff[...] = np.nan
+
+    def double():
+        net.blobs["loss"].diff[...] = 6
+
+    for change, factor in ((clear, 1), (poison, 1), (double, 2)):
+        net.forward()
+        np.testing.assert_array_equal(diff, expected)
+        change()
+        net.backward()
+        np.testing.assert_allclose(diff, factor * expected, rtol=2e-7)
+        net.blobs["loss"].diff[...] = 3
+
+
+@pytest.mark.parametrize(
+    "counts", [(4, 1, 3, 0, 4), (1, 4, 4)], ids=["fewer and more positions count", "the first batch is the smallest"]
+)
+@pytest.mark.parametrize("weight", [1, 1e-30, 1e30])
+def test_a_divisor_that_changes_from_batch_to_batch_is_the_one_of_its_batch(counts, weight):
+    """Under VALID the gradient is written before the divisor is known."""
+    arrays = {"scores": random_scores((4, 5)), "labels": random_labels((4, 5)), "weight": np.ones(4, np.float32)}
+    net = loss_net(arrays)
+    for k, count in enumerate(counts):
+        labels = arrays["labels"].copy()
+        labels[count:] = 0
+        net.blobs["labels"].data[...] = labels
+        net.blobs["weight"].data[...] = weight if k % 2 else 1
+        loss, gradient = softmax_cross_entropy(arrays["scores"], labels)
+        assert_same(loss_and_gradient(net), (loss, gradient), tolerance=3e-7)
+
+
+def test_an_upstream_layer_may_work_in_place_on_the_gradient():
+    """After the first backward the diff of the scores is that layer's; a second one must not believe it."""
+    arrays = {"scores": random_scores((4, 5)) + 0.5, "labels": random_labels((4, 5))}
+    text = "force_backward: true\n" + "".join(input_layer(name, array.shape) for name, array in arrays.items())
+    text += 'layer { name: "copy" type: "Power" bottom: "scores" top: "s" power_param { scale: 1 } }\n'
+    text += 'layer { name: "relu" type: "ReLU" bottom: "s" top: "s" relu_param { negative_slope: 0.5 } }\n'
+    net = make_net(text + loss_layer(["s", "labels"]))
+    fill(net, arrays)
+    _, first = loss_and_gradient(net)
+    net.backward()
+    np.testing.assert_array_equal(net.blobs["scores"].diff, first)
+
+
+@either_layer
+def test_one_index_per_sample_may_come_without_an_axis(layer):
+    arrays = {"scores": random_scores((4, 5)), "labels": np.array([0, 3, 4, 1], np.float32)}
+    net = loss_net(arrays, layer=layer, param_str='{"label_format": "indices"}')
+    dense = loss_net({**arrays, "labels": one_hot(arrays["labels"].astype(int), 5)}, layer=layer)
+    assert_same(loss_and_gradient(net), loss_and_gradient(dense))
+
+
+@either_layer
 @pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
 def test_bottom_data_is_left_as_it_came(phase, layer):
     arrays = {"scores": random_scores((4, 5)), "labels": random_labels((4, 5)), "weight": np.ones(4, np.float32)}

@@ -1,4 +1,9 @@
-"""What the losses share: batches as views, their way through kernels or NumPy to one loss, and whom to blame."""
+"""What all losses share: a batch goes through a kernel, or else block by block through NumPy, to one loss.
+
+A loss is a subclass of Loss in a module of its own: its options, its formula for a block, and, if there is one, its
+kernel. A batch takes one way down: loss_and_gradient() or a layer -> Loss(...), the layout -> Loss.__call__, the kernel
+or the blocks -> the division.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +11,186 @@ import math
 import os
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ClassVar, Mapping, NamedTuple, Optional, Tuple, Type
 
 import numpy as np
 
 from ..errors import InputError
-from .layout import BLOCK_ENTRIES, Layout, real_array
+from .layout import Layout, real_array
 from .options import Options
-from .targets import checked_weights
+from .targets import checked_weights, read_labels
 
-TINY, HUGE = 1e-30, 1e30  # well within the range of float32
-MOST_SCALED = 1 << 17  # entries that show how any number of them is scaled
-
-
-class Losses(NamedTuple):
-    """u L of each position of a batch and what VALID counts there, float64 in C order, and the sums of both."""
-
-    each: np.ndarray
-    counts: np.ndarray
-    total: float
-    valid: float
-
-    @classmethod
-    def add_up(cls, each: np.ndarray, counts: np.ndarray) -> Losses:
-        return cls(each, counts, float(each.sum()), float(counts.sum()))
+HUGE = 1e30  # well within the range of float32
 
 
-class Batch(NamedTuple):
-    """What a loss is computed of; every array is a view of the layout, (outer, width) or (outer, width, inner)."""
+class Block(NamedTuple):
+    """What a loss makes of a block, float64: per position (n, 1) or (n, 1, S), else (n, C) or (n, C, S)."""
 
-    scores: np.ndarray
-    labels: np.ndarray
-    weight: Optional[np.ndarray]  # float64, the largest is 1; None for none
-    weight_scale: float  # what the weights were divided by, so that no gradient overflows before its division
-    layout: Layout
-    options: Any
-    gradient: Optional[np.ndarray] = None  # gets u dL/ds where given
-    probs: Optional[np.ndarray] = None  # gets the probabilities where given
+    losses: np.ndarray  # L of each position
+    counts: np.ndarray  # what it counts for under VALID, before its sample weight; 0 where it is ignored
+    gradient: np.ndarray  # dL/ds
+    probs: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
+
+class Mean(NamedTuple):
+    """The loss of a batch, and what its gradient is still to be divided by, in two factors.
+
+    `divisor` is in units of the largest sample weight, `weight_scale`; what batches have in common, and may add up, is
+    their product. Where it is 0, so are the loss and the gradient.
+    """
+
+    loss: float
+    divisor: float
+    weight_scale: float
+
+
+class Loss:
+    """A loss of batches that are laid out alike; what does not change from batch to batch is prepared here.
+
+    Parameters
+    ----------
+    options : Options
+    scores, labels, sample_weight : arrays, the last one may be None
+        Of the shapes and types of those to come; what is in them does not matter here.
+
+    Raises
+    ------
+    InputError : the shapes do not fit each other or the options.
+    """
+
+    options_class: ClassVar[Type[Options]]
+    legal_scores: ClassVar[str]  # in words, which infinite scores a finite loss may have
+
+    def __init__(self, options: Any, scores: np.ndarray, labels: np.ndarray, sample_weight: Optional[np.ndarray]):
+        check_ignore_label(labels, options)
+        self.options = options
+        self.layout = Layout(
+            scores.shape, labels.shape, None if sample_weight is None else sample_weight.shape, options
+        )
+        self.size = self.sizes().get(options.normalization)  # None for VALID
+        module = kernels()
+        self.kernel = self.plan(module) if module is not None and module.suits(scores, labels) else None
+
+    def sizes(self) -> Mapping[str, float]:
+        """The divisors of FULL, BATCH_SIZE and NONE."""
+        raise NotImplementedError
+
+    def plan(self, kernels: Any) -> Optional[Callable[..., Any]]:
+        """The loss's kernel with its arguments, one of the plans that the module `kernels` makes; None for none."""
+        return None
+
+    def block(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray], where: tuple) -> Block:
+        """The formula. Scores are float64; labels and known are as read_labels() makes them."""
+        raise NotImplementedError
+
+    def faults(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
+        """The mask of those scores of a block that make its loss infinite or NaN."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
         scores: np.ndarray,
         labels: np.ndarray,
-        sample_weight: Optional[np.ndarray],
-        layout: Layout,
-        options: Options,
+        sample_weight: Optional[np.ndarray] = None,
         gradient: Optional[np.ndarray] = None,
         probs: Optional[np.ndarray] = None,
-    ) -> Batch:
-        """Arrays as a caller has them; an InputError if a sample weight is impossible."""
-        check_ignore_label(labels, options)
-        width, weight, scale = layout.classes, checked_weights(sample_weight, layout), 1.0
-        if weight is not None:
-            scale = float(weight.max(initial=0)) or 1.0
-            weight /= scale
-        return cls(
-            layout.view(scores, width),
-            layout.view(labels, layout.label_width),
-            weight,
-            scale,
-            layout,
-            options,
-            None if gradient is None else layout.view(gradient, width),
-            None if probs is None else layout.view(probs, width),
-        )
+        factor: Optional[float] = None,
+    ) -> Mean:
+        """The loss of a batch.
 
-    def pick(self, positions: np.ndarray) -> Tuple[Batch, tuple]:
-        """These positions as a batch of their own, and the index that says where they are in this one."""
-        layout, count = self.layout, len(positions)
-        outer, inner = np.unravel_index(positions, (layout.outer, layout.inner))
-        where = (outer,) if layout.flat else (outer, slice(None), inner)
-        shape = (count, layout.classes)
-        part = Batch(
-            self.scores[where],
-            self.labels[where],
-            None if self.weight is None else self.weight.reshape(-1, 1)[positions],
-            self.weight_scale,
-            Layout(shape, (count, layout.label_width), None, self.options.on_axis(1)),
-            self.options,
-            None if self.gradient is None else np.empty(shape, self.gradient.dtype),
-            None if self.probs is None else np.empty(shape, self.probs.dtype),
-        )
-        return part, where
+        Parameters
+        ----------
+        gradient, probs : arrays to be written to, C-contiguous, shaped like the scores; None for what is not wanted
+            The gradient is u dL/ds times the factor, not yet divided. Nothing else of that size is allocated.
+        factor : float
+            Default: 1 over the largest sample weight.
+        """
+        weight, weight_scale = checked_weights(sample_weight, self.layout)
+        factor = 1.0 if factor is None else factor * weight_scale
+        sums = None
+        if self.kernel is not None:
+            sums = self.kernel(scores, labels, weight, gradient, probs, factor)
+        if sums is None:
+            sums = self.by_blocks(scores, labels, weight, gradient, probs, factor)
+        total, counted = sums
+        divisor = counted if self.size is None else self.size / weight_scale
+        loss = total / divisor if divisor else 0.0
+        if self.options.nonfinite == "error":
+            if not math.isfinite(loss):
+                raise self.explain(scores, labels, weight)
+            if abs(total) > HUGE and gradient is not None:
+                check_gradient(gradient, loss)
+        return Mean(loss, divisor, weight_scale)
+
+    def compile(self) -> None:
+        """Evaluate a small batch of the same kind, so that the first real one waits for no compiler."""
+        if self.kernel is None:
+            return
+        layout, options = self.layout, self.options.on_axis(1)
+        shape = (min(layout.outer, 64), layout.classes) if layout.flat else (1, layout.classes, 2)
+        scores = np.zeros(shape, np.float32)
+        is_label = options.label_format == "dense" or options.padding == 0
+        labels = np.full((shape[0], layout.label_width, *shape[2:]), is_label, np.float32)  # 1, or no padding
+        with suppress(InputError):  # options that refuse even this batch
+            type(self)(options, scores, labels, None)(scores, labels, None, np.empty_like(scores))
+        scale_gradient(np.zeros(1, np.float32), 1.0)
+
+    def by_blocks(
+        self,
+        scores: np.ndarray,
+        labels: np.ndarray,
+        weight: Optional[np.ndarray],
+        gradient: Optional[np.ndarray],
+        probs: Optional[np.ndarray],
+        factor: float,
+    ) -> Tuple[float, float]:
+        """The sums of u L and of what VALID counts, by NumPy; the kernels do the same."""
+        layout, total, counted = self.layout, 0.0, 0.0
+        scores, labels = layout.view(scores, layout.classes), layout.view(labels, layout.label_width)
+        slopes, p = (None if out is None else layout.view(out, layout.classes) for out in (gradient, probs))
+        with np.errstate(all="ignore"):
+            for where in layout.blocks():
+                values, known = read_labels(labels, where, layout, self.options)
+                block = self.block(scores[where].astype(np.float64), values, known, where)
+                u = 1.0 if weight is None else weight[where]
+                counts = u * block.counts
+                total += float(np.where(counts > 0, u * block.losses, 0).sum())
+                counted += float(counts.sum())
+                if slopes is not None:
+                    np.multiply(block.gradient, u * factor, out=block.gradient)
+                    slopes[where] = block.gradient if (counts > 0).all() else np.where(counts > 0, block.gradient, 0)
+                if p is not None:
+                    p[where] = block.probs
+        return total, counted
+
+    def explain(self, scores: np.ndarray, labels: np.ndarray, weight: Optional[np.ndarray]) -> InputError:
+        """The error that names the score behind the first loss that is not finite."""
+        layout = self.layout
+        scores, labels = layout.view(scores, layout.classes), layout.view(labels, layout.label_width)
+        with np.errstate(all="ignore"):
+            for where in layout.blocks():
+                values, known = read_labels(labels, where, layout, self.options)
+                exact = scores[where].astype(np.float64)
+                block = self.block(exact, values, known, where)
+                counts = block.counts * (1.0 if weight is None else weight[where])
+                losses = np.where(counts > 0, block.losses, 0)
+                odd = np.argwhere(~np.isfinite(losses))
+                if len(odd):
+                    first, _, *inner = odd[0]
+                    at = (first, slice(None), *inner)
+                    bad = np.flatnonzero(self.faults(exact, values, known)[at])
+                    if not len(bad):
+                        place = layout.locate(odd[0], where, name_class=False)
+                        return InputError(
+                            "scores", f"the loss at {place} overflows; {{scores}} or the weights are too large"
+                        )
+                    entry = (first, bad[0], *inner)
+                    return InputError(
+                        "scores",
+                        f"{{scores}} has {exact[entry]:g} at {layout.locate(entry, where)}; expected finite scores "
+                        f"({self.legal_scores}). The loss there is {losses[tuple(odd[0])]:g}",
+                    )
+        return InputError("scores", "the losses are finite but not their sum; {scores} or the weights are too large")
 
 
 def check_ignore_label(labels: np.ndarray, options: Options) -> None:
@@ -105,105 +207,49 @@ def check_ignore_label(labels: np.ndarray, options: Options) -> None:
         )
 
 
+def check_gradient(gradient: np.ndarray, loss: float) -> None:
+    """An InputError if an entry of the gradient is more than its type holds."""
+    if not np.isfinite(gradient).all():
+        raise InputError("loss", f"the loss is {loss:g}, and its gradient is more than {gradient.dtype} holds")
+
+
 def loss_and_gradient(
-    evaluate: Callable[..., Tuple[float, float]], options: Options, scores: Any, labels: Any, sample_weight: Any
+    loss_class: Type[Loss], options: Mapping[str, Any], scores: Any, labels: Any, sample_weight: Any
 ) -> Tuple[float, np.ndarray]:
-    """Loss and gradient of what a caller has: arrays of any real type, or lists.
+    """Loss and gradient of what a caller has: arrays of any real type, or lists; the options by their names.
 
     Raises
     ------
     InputError, a ValueError : a shape, a label, a weight or a score is impossible; the message names the entry.
     TypeError : something is no array of real numbers.
     """
+    checked = loss_class.options_class.make(options)
     scores, labels = real_array(scores, "scores"), real_array(labels, "labels")
     if scores.dtype.kind != "f":
         scores = scores.astype(np.float64)
     if sample_weight is not None:
         sample_weight = real_array(sample_weight, "sample weights")
-    weight_shape = None if sample_weight is None else sample_weight.shape
-    layout = Layout(scores.shape, labels.shape, weight_shape, options)
-    gradient = np.empty(scores.shape, scores.dtype)
-    loss, divisor = evaluate(scores, labels, sample_weight, layout, options, gradient)
-    scale_gradient(gradient, 1 / divisor if divisor else 0.0, gradient)
-    return loss, gradient
+    loss = loss_class(checked, scores, labels, sample_weight)
+    # Before its division a gradient may be more than float16 holds.
+    gradient = np.empty(scores.shape, np.float32 if scores.dtype == np.float16 else scores.dtype)
+    mean = loss(scores, labels, sample_weight, gradient)
+    scale_gradient(gradient, 1 / mean.divisor if mean.divisor else 0.0)
+    if gradient.dtype != scores.dtype:
+        with np.errstate(over="ignore", under="ignore"):
+            gradient = gradient.astype(scores.dtype)
+        if checked.nonfinite == "error":
+            check_gradient(gradient, mean.loss)
+    return mean.loss, gradient
 
 
-def mean_loss(
-    batch: Batch,
-    compiled: str,
-    by_numpy: Callable[[Batch], Losses],
-    divisors: Mapping[str, float],
-    explain: Callable[[Batch], InputError],
-) -> Tuple[float, float]:
-    """The sum of all u L over the divisor, and what the gradient is to be divided by; the loss is 0 where that is 0.
-
-    `compiled` names the loss's function in kernels.py, `by_numpy` does the same for every batch, `divisors` has those
-    of FULL and BATCH_SIZE, and `explain` makes the error for a loss that is not finite.
-    """
-    losses = compiled_losses(batch, compiled, by_numpy) or by_numpy(batch)
-    normalization = batch.options.normalization
-    divisor = losses.valid if normalization == "VALID" else divisors.get(normalization, 1.0) / batch.weight_scale
-    loss = losses.total / divisor if divisor else 0.0
-    if batch.options.nonfinite == "error" and not math.isfinite(loss):
-        raise explain(batch)
-    if batch.options.nonfinite == "error" and abs(losses.total) > HUGE and batch.gradient is not None:
-        check_gradient(batch.gradient, loss)
-    return loss, divisor
-
-
-def check_gradient(gradient: np.ndarray, loss: float) -> None:
-    """An InputError if the gradient before its division is more than its type holds."""
-    if not np.isfinite(gradient).all():
-        raise InputError("loss", f"the loss is {loss:g}, and its gradient is more than {gradient.dtype} holds")
-
-
-def compiled_losses(batch: Batch, compiled: str, by_numpy: Callable[[Batch], Losses]) -> Optional[Losses]:
-    """What `by_numpy` returns, by the kernels but for odd positions; None where they do not apply, or most are odd."""
+def scale_gradient(gradient: np.ndarray, step: float) -> None:
+    """Multiply a C-contiguous array by `step` in place."""
     module = kernels()
-    done = None if module is None else getattr(module, compiled)(batch)
-    if done is None:
-        return None
-    if not math.isnan(done.total):
-        return done
-    odd = np.flatnonzero(np.isnan(done.each))
-    if 2 * len(odd) > len(done.each):
-        return None
-    part, where = batch.pick(odd)
-    done.each[odd] = by_numpy(part).each.ravel()
-    for array, picked in ((batch.gradient, part.gradient), (batch.probs, part.probs)):
-        if array is not None:
-            array[where] = picked
-    return done._replace(total=float(done.each.sum()))
-
-
-def scale_gradient(gradient: np.ndarray, step: float, out: np.ndarray) -> None:
-    """out = gradient * step for C-contiguous arrays; `out` may be `gradient`."""
-    module = kernels()
-    plain = gradient.dtype == out.dtype == np.float32 and TINY < abs(step) < HUGE
-    if plain and module is not None:
-        module.scale(gradient, step, out)
+    if module is not None and gradient.dtype == np.float32 and gradient.size:
+        module.scale(gradient, step)
         return
     with np.errstate(over="ignore", under="ignore"):
-        if plain:
-            np.multiply(gradient, np.float32(step), out=out)  # three roundings with that of `gradient`: 1.8e-7
-        else:
-            np.multiply(gradient, step, out=out, dtype=np.float64, casting="same_kind")
-
-
-def load_kernels(evaluate: Callable[..., Tuple[float, float]], layout: Layout, options: Options) -> None:
-    """Evaluate one small batch like those to come, so that the first of these waits for no compiler."""
-    entries = layout.positions * layout.classes
-    rest = () if layout.flat else (2,)
-    samples = max(1, min(layout.outer, 4096 // layout.classes))  # many short rows have a kernel of their own
-    scores = np.zeros((samples, layout.classes, *rest), np.float32)
-    is_label = options.label_format == "dense" or options.padding == 0
-    labels = np.full((samples, layout.label_width, *rest), is_label, np.float32)  # 1, or an index that is no padding
-    options = options.on_axis(1)
-    layout = Layout(scores.shape, labels.shape, None, options)
-    with suppress(InputError):  # options that refuse even this batch
-        evaluate(scores, labels, None, layout, options, np.empty_like(scores))
-    scaled = np.zeros(min(entries, MOST_SCALED), np.float32)
-    scale_gradient(scaled, 1.0, scaled)
+        np.multiply(gradient, step, out=gradient, dtype=np.float64, casting="same_kind")
 
 
 @lru_cache(maxsize=None)
@@ -214,6 +260,9 @@ def kernels() -> Any:
         raise ValueError(f"MULTILABEL_SOFTMAX_LOSS_KERNELS is {wanted!r}; expected 'numpy' or 'numba', or nothing")
     if wanted == "numpy":
         return None
+    threads = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not (threads.isdigit() and int(threads) > 0):  # numba would show a traceback, or refuse to be imported
+        raise ValueError(f"NUMBA_NUM_THREADS is {threads!r}; expected a number of threads from 1 on, or nothing")
     try:
         from .. import kernels as module
     except ImportError:
@@ -221,39 +270,3 @@ def kernels() -> Any:
             raise
         return None
     return module
-
-
-def by_blocks(
-    block: Callable[[tuple], np.ndarray], weight: np.ndarray, layout: Layout, entries: int = BLOCK_ENTRIES
-) -> np.ndarray:
-    """u L of each position, where `block` gives L of the positions of a block of `entries`, 0 where u is 0."""
-    losses = np.empty(layout.shape(1))
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for where in layout.blocks(entries):
-            losses[where] = block(where)
-        return losses * weight
-
-
-def nonfinite_loss(
-    batch: Batch, losses: np.ndarray, bad_scores: Callable[[tuple], np.ndarray], exceptions: str
-) -> InputError:
-    """The error that names the score behind the first loss that is not finite.
-
-    `bad_scores` is the mask of the scores at fault in a block; `exceptions` says which infinite scores are legal.
-    """
-    position = np.argwhere(~np.isfinite(losses))
-    if not len(position):
-        return InputError("scores", "the losses are finite but not their sum; {scores} or the weights are too large")
-    outer, _, *inner = position[0]
-    where = (slice(outer, outer + 1), slice(None), *(slice(place, place + 1) for place in inner))
-    value = losses[tuple(position[0])]
-    bad = np.argwhere(bad_scores(where))
-    if not len(bad):
-        place = batch.layout.locate(position[0], name_class=False)
-        return InputError("scores", f"the loss at {place} overflows; {{scores}} or the weights are too large")
-    score = batch.scores[where][tuple(bad[0])]
-    return InputError(
-        "scores",
-        f"{{scores}} has {score:g} at {batch.layout.locate(bad[0], where)}; expected finite scores "
-        f"({exceptions}). The loss there is {value:g}",
-    )

@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import InputError
 from .options import Options
 
-# A block of this many entries and its float64 temporaries stay in the second-level cache.
-BLOCK_ENTRIES = 1 << 15
+# Of one block's entries, at least one position. Smaller ones stay in the caches, larger ones take fewer calls of NumPy.
+BLOCK_ENTRIES = 1 << 14
 
 
 def real_array(array: Any, name: str) -> np.ndarray:
@@ -89,27 +89,23 @@ class Layout:
                 )
 
     def _label_width(self, labels: Tuple[int, ...], label_format: str) -> int:
-        expected = list(self.scores)
-        if label_format == "indices":
-            if len(labels) <= self.axis:
-                raise InputError(
-                    "shape",
-                    f"{{labels}} has shape {labels}; expected K class indices on axis {self.axis}, "
-                    f"where {{scores}} of shape {self.scores} has its classes",
-                )
-            expected[self.axis] = labels[self.axis]
-        if strip_ones(labels, self.axis + 1) != strip_ones(expected, self.axis + 1):
+        """C, or the length K of lists of class indices; one index per position may lack its axis."""
+        before, after = self.scores[: self.axis], self.scores[self.axis + 1 :]
+        is_list = label_format == "indices"
+        width = labels[self.axis] if is_list and len(labels) > self.axis else self.classes
+        if strip_ones(labels, self.axis + 1) == strip_ones((*before, width, *after), self.axis + 1):
+            return width
+        has_one_each = strip_ones(labels, 0) in (strip_ones(before + after, 0), strip_ones((*before, 1, *after), 0))
+        if is_list and has_one_each:
+            return 1
+        if is_list:
+            sizes = ["K" if k == self.axis else str(size) for k, size in enumerate(self.scores)]
+            wanted = f"({', '.join(sizes)}), K class indices in place of the classes of {{scores}}"
+        else:
             wanted = f"{self.scores}, the shape of {{scores}}"
-            if label_format == "indices":
-                sizes = ["K" if k == self.axis else str(size) for k, size in enumerate(self.scores)]
-                wanted = f"({', '.join(sizes)}), K class indices in place of the classes of {{scores}}"
-            else:
-                before, after = self.scores[: self.axis], self.scores[self.axis + 1 :]
-                one_each = (*before, 1, *after)
-                if strip_ones(labels, 0) in (strip_ones(before + after, 0), strip_ones(one_each, 0)):
-                    wanted += f', or, for class indices, {one_each} and label_format "indices"'
-            raise InputError("shape", f"{{labels}} has shape {labels}; expected {wanted}")
-        return expected[self.axis]
+            if has_one_each:
+                wanted += f', or, for class indices, {(*before, 1, *after)} and label_format "indices"'
+        raise InputError("shape", f"{{labels}} has shape {labels}; expected {wanted}")
 
     def _check_weight(self, weight: Optional[Tuple[int, ...]]) -> None:
         self.weight_per_sample = False
@@ -171,18 +167,3 @@ class Layout:
             for k, place in enumerate(places)
             if (name_class if k == self.axis else k in names or self.scores[k] > 1)
         )
-
-
-def apply_per_position(function: np.ufunc, array: np.ndarray, numbers: np.ndarray) -> None:
-    """array = function(array, numbers) in place, with one number per position.
-
-    NumPy repeats such numbers in its buffer, unless the buffer is no longer than a row; rows of 1000 classes then take
-    0.4 of the time, and those of less than 200 more than before.
-    """
-    before, row = np.getbufsize(), array.shape[-1]
-    if row >= 200:
-        np.setbufsize(min(before, row // 16 * 16))  # NumPy takes multiples of 16
-    try:
-        function(array, numbers, out=array)
-    finally:
-        np.setbufsize(before)

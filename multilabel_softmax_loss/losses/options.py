@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, Tuple, TypeVar, Union
+from typing import Any, ClassVar, Optional, TypeVar, Union
 
 import numpy as np
 
@@ -117,25 +117,13 @@ class Options(OptionSet):
         """What fills the unused places of "indices" labels."""
         return -1.0 if self.ignore_label is None else self.ignore_label
 
-    @property
-    def counts_labels(self) -> bool:
-        """Whether the number of non-zero labels matters."""
-        return False
-
     def on_axis(self: OptionsType, axis: int) -> OptionsType:
         return dataclasses.replace(self, axis=axis)
-
-    @property
-    def target_weight(self) -> Optional[np.ndarray]:
-        """The class weights where they are factors of the targets."""
-        return self.class_weight
 
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxOptions(Options):
     """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer."""
-
-    affine_arguments: ClassVar[Tuple[int, float, bool]]  # the last arguments of targets.affine_targets, made here
 
     label_normalization: str = option(
         "l1",
@@ -162,15 +150,6 @@ class SoftmaxOptions(Options):
         '`"kl"` subtracts the entropy of the targets: same gradient, zero at the optimum',
         "Tian 2016",
     )
-
-    @property
-    def counts_labels(self) -> bool:
-        return self.label_normalization == "count"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parts = ("l1", "count", "none").index(self.label_normalization)
-        self.__dict__["affine_arguments"] = parts, self.label_smoothing, self.empty == "uniform"
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +192,3 @@ class SigmoidOptions(Options):
         "`FULL` all entries, `NONE` 1",
         "Caffe, `LossParameter`",
     )
-
-    @property
-    def target_weight(self) -> Optional[np.ndarray]:
-        return None  # class weights are factors of both terms

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 import numpy as np
 
-from ..errors import InputError
-from .evaluate import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
-from .layout import Layout
+from .evaluate import Block, Loss, loss_and_gradient
 from .options import SigmoidOptions
-from .targets import Labels, SigmoidRecipe, read_labels, sigmoid_recipe
+from .targets import column, sigmoid_weights
 
 
 def sigmoid_cross_entropy(
@@ -66,91 +64,93 @@ def sigmoid_cross_entropy(
     >>> print(round(loss, 4), gradient)  # 3 log 2, since every class has probability 1/2
     2.0794 [[-0.5 -0.5  0.5]]
     """
-    return loss_and_gradient(evaluate_sigmoid, SigmoidOptions.make(options), scores, labels, sample_weight)
+    return loss_and_gradient(SigmoidLoss, options, scores, labels, sample_weight)
 
 
-def evaluate_sigmoid(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    sample_weight: Optional[np.ndarray],
-    layout: Layout,
-    options: SigmoidOptions,
-    gradient: Optional[np.ndarray] = None,
-    probs: Optional[np.ndarray] = None,
-) -> Tuple[float, float]:
-    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
+class SigmoidLoss(Loss):
+    """The sigmoid loss of batches that are laid out alike.
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
-    loss is 0, and so is the gradient. VALID counts the known entries, FULL all entries, and BATCH_SIZE the first axis,
-    as Caffe's SigmoidCrossEntropyLoss does, which knows of no class axis.
+    VALID counts the known entries, FULL all entries, and BATCH_SIZE the first axis, as Caffe's SigmoidCrossEntropyLoss
+    does, which knows of no class axis.
     """
-    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
-    divisors = {"FULL": layout.positions * layout.classes, "BATCH_SIZE": layout.scores[0]}
-    return mean_loss(batch, "sigmoid_losses", sigmoid_losses, divisors, explain_sigmoid)
+
+    options_class = SigmoidOptions
+    options: SigmoidOptions
+    legal_scores = "-inf only where the target is 0, inf only where it is 1"
+
+    def sizes(self) -> Mapping[str, float]:
+        layout = self.layout
+        return {"FULL": layout.positions * layout.classes, "BATCH_SIZE": layout.scores[0], "NONE": 1}
+
+    def plan(self, kernels: Any) -> Any:
+        options, layout = self.options, self.layout
+        positive, negative = sigmoid_weights(options, layout.classes)
+        return kernels.plan_sigmoid(
+            (layout.outer, layout.classes, layout.inner),
+            lists=layout.label_width if options.label_format == "indices" else None,
+            ignore_label=options.padding if options.label_format == "indices" else options.ignore_label,
+            positive=positive,
+            negative=negative,
+            smoothing=options.label_smoothing,
+            gamma=options.focal_gamma,
+            weighted=layout.sample_weight is not None,
+        )
+
+    def block(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray], where: tuple) -> Block:
+        positive, negative = self.terms(labels, known)
+        losses, gradient, probs = sigmoid_terms(scores, positive, negative, self.options.focal_gamma)
+        count = np.full(losses.shape, labels.shape[1]) if known is None else known.sum(axis=1, keepdims=True)
+        return Block(losses, count, gradient, probs)
+
+    def faults(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
+        positive, negative = self.terms(labels, known)
+        below, above = scores < np.inf, scores > -np.inf  # both are false for NaN
+        return (~above & (positive > 0)) | (~below & (negative > 0))
+
+    def terms(self, labels: np.ndarray, known: Optional[np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
+        """The weights of -q^g log p and -p^g log q of each entry, from its target t = (1-e) y + e/2."""
+        smoothing = self.options.label_smoothing
+        targets = (1 - smoothing) * labels + smoothing / 2
+        of_class = sigmoid_weights(self.options, self.layout.classes)
+        positive, negative = (column(weight, self.layout) for weight in of_class)
+        positive, negative = positive * targets, negative * (1 - targets)
+        if known is not None:
+            positive[~known] = negative[~known] = 0
+        return positive, negative
 
 
-def sigmoid_losses(batch: Batch) -> Losses:
-    """u L of each position, summed over its classes; VALID counts u times the number of known ones."""
-    labels = read_labels(batch.labels, batch.layout, batch.options)
-    recipe = sigmoid_recipe(labels, batch.weight, batch.layout, batch.options)
-    losses = by_blocks(lambda where: sigmoid_block(batch, labels, recipe, where), recipe.weight, batch.layout)
-    return Losses.add_up(losses, recipe.weight * labels.statistics.known)
+def sigmoid_terms(
+    scores: np.ndarray, positive: np.ndarray, negative: np.ndarray, gamma: float
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The loss of each position, its gradient and the probabilities p; the formula is that of sigmoid_cross_entropy().
 
+    Parameters
+    ----------
+    scores, positive, negative : float64 arrays, (n, C) or (n, C, S)
+        The last two are the weights of -q^g log p and -p^g log q of each entry.
+    gamma : float
 
-def sigmoid_block(batch: Batch, labels: Labels, recipe: SigmoidRecipe, where: tuple) -> np.ndarray:
-    """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
-
-    L of a position is the sum of L over its classes.
+    Returns
+    -------
+    losses : (n, 1) or (n, 1, S)
+        Summed over the classes.
+    gradient, probs : the shape of the scores
     """
-    positive, negative = term_weights(labels, recipe, where)
-    block = batch.scores[where].astype(np.float64)
-    exps = np.exp(-np.abs(block))  # cannot overflow
+    exps = np.exp(-np.abs(scores))  # cannot overflow
     log1p_exps = np.log1p(exps)
-    p_cost, q_cost = np.maximum(-block, 0) + log1p_exps, np.maximum(block, 0) + log1p_exps  # -log p and -log q
+    p_cost, q_cost = np.maximum(-scores, 0) + log1p_exps, np.maximum(scores, 0) + log1p_exps  # -log p and -log q
     larger, smaller = 1 / (1 + exps), exps / (1 + exps)
-    p, q = np.where(block < 0, smaller, larger), np.where(block < 0, larger, smaller)
+    p, q = np.where(scores < 0, smaller, larger), np.where(scores < 0, larger, smaller)
     p_slope, q_slope = q, p
-    if batch.probs is not None:
-        batch.probs[where] = p
-    gamma = batch.options.focal_gamma
     if gamma:
         q_power, p_power = np.exp(-gamma * q_cost), np.exp(-gamma * p_cost)
         p_slope, q_slope = q_power * (q + gamma * p * p_cost), p_power * (p + gamma * q * q_cost)
         p_cost, q_cost = q_power * p_cost, p_power * q_cost
     losses = (weigh(positive, p_cost) + weigh(negative, q_cost)).sum(axis=1, keepdims=True)
-    weight = recipe.weight[where]
-    if batch.gradient is not None:
-        slopes = weigh(negative, q_slope) - weigh(positive, p_slope)
-        slopes *= weight
-        batch.gradient[where] = slopes if weight.all() else np.where(weight == 0, 0, slopes)
-    return losses if weight.all() else np.where(weight == 0, 0, losses)
-
-
-def term_weights(labels: Labels, recipe: SigmoidRecipe, where: tuple) -> Tuple[np.ndarray, np.ndarray]:
-    """What -q^g log p and -p^g log q of each entry of a block are multiplied by; 0 where the label is unknown."""
-    targets = labels.targets(where, recipe.scale, recipe.background)
-    negative = recipe.negative * (1 - targets)
-    unknown = labels.unknown(where)
-    if unknown is not None:
-        negative[unknown] = 0  # as the targets are already
-    targets *= recipe.positive
-    return targets, negative
+    return losses, weigh(negative, q_slope) - weigh(positive, p_slope), p
 
 
 def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Their product; 0 where the weight is 0, even if the value is infinite or NaN."""
     product = weights * values
     return product if np.isfinite(product.sum()) else np.where(weights == 0, 0, product)
-
-
-def explain_sigmoid(batch: Batch) -> InputError:
-    labels = read_labels(batch.labels, batch.layout, batch.options)
-    recipe = sigmoid_recipe(labels, batch.weight, batch.layout, batch.options)
-
-    def bad_scores(where: tuple) -> np.ndarray:
-        positive, negative = term_weights(labels, recipe, where)
-        below, above = batch.scores[where] < np.inf, batch.scores[where] > -np.inf  # both are false for NaN
-        return (~above & (positive > 0)) | (~below & (negative > 0))
-
-    losses = sigmoid_losses(batch._replace(gradient=None, probs=None))
-    return nonfinite_loss(batch, losses.each, bad_scores, "-inf only where the target is 0, inf only where it is 1")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 import numpy as np
 
 from ..errors import InputError
-from .evaluate import Batch, Losses, by_blocks, loss_and_gradient, mean_loss, nonfinite_loss
-from .layout import Layout, apply_per_position
+from .evaluate import Block, Loss, loss_and_gradient
 from .options import SoftmaxOptions
-from .targets import Labels, Recipe, read_labels, softmax_recipe
-
-# Below this sum of exponentials, whose largest is 1, log(sum) and p - t lose digits to cancellation.
-SATURATED = 1 + 1e-3
-
-BLOCK_ENTRIES = 1 << 16  # with one or two temporaries of this size the overhead of small blocks costs more than caches
+from .targets import column, softmax_targets
 
 
 def softmax_cross_entropy(
@@ -66,111 +59,106 @@ def softmax_cross_entropy(
     >>> print(round(loss, 4), gradient.round(3))  # log 3, since every class has probability 1/3
     1.0986 [[-0.167 -0.167  0.333]]
     """
-    return loss_and_gradient(evaluate_softmax, SoftmaxOptions.make(options), scores, labels, sample_weight)
+    return loss_and_gradient(SoftmaxLoss, options, scores, labels, sample_weight)
 
 
-def evaluate_softmax(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    sample_weight: Optional[np.ndarray],
-    layout: Layout,
-    options: SoftmaxOptions,
-    gradient: Optional[np.ndarray] = None,
-    probs: Optional[np.ndarray] = None,
-) -> Tuple[float, float]:
-    """The loss and its divisor; the gradient before the division and the probabilities go where arrays are given.
+class SoftmaxLoss(Loss):
+    """The softmax loss of batches that are laid out alike."""
 
-    Both are C-contiguous, shaped like `scores`. Nothing else of that size is allocated. Where the divisor is 0, the
-    loss is 0, and so is the gradient.
-    """
-    batch = Batch.of(scores, labels, sample_weight, layout, options, gradient, probs)
-    divisors = {"FULL": layout.positions, "BATCH_SIZE": layout.outer}
-    return mean_loss(batch, "softmax_losses", softmax_losses, divisors, explain_softmax)
+    options_class = SoftmaxOptions
+    options: SoftmaxOptions
+    legal_scores = "-inf only where the target is 0"
 
+    def sizes(self) -> Mapping[str, float]:
+        return {"FULL": self.layout.positions, "BATCH_SIZE": self.layout.outer, "NONE": 1}
 
-def softmax_losses(batch: Batch) -> Losses:
-    """u L of each position; VALID counts u."""
-    labels = read_labels(batch.labels, batch.layout, batch.options)
-    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
-    block = partial(softmax_block, batch, labels, recipe)
-    losses = by_blocks(block, recipe.weight, batch.layout, BLOCK_ENTRIES)
-    return Losses.add_up(losses, recipe.weight)
+    def plan(self, kernels: Any) -> Any:
+        options, layout = self.options, self.layout
+        if options.divergence == "kl":  # its entropy needs another logarithm, and few use it
+            return None
+        return kernels.plan_softmax(
+            (layout.outer, layout.classes, layout.inner),
+            lists=layout.label_width if options.label_format == "indices" else None,
+            ignore_label=options.padding if options.label_format == "indices" else options.ignore_label,
+            class_weight=options.class_weight,
+            normalization=("l1", "count", "none").index(options.label_normalization),
+            smoothing=options.label_smoothing,
+            empty=("ignore", "uniform", "error").index(options.empty),
+        )
 
+    def block(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray], where: tuple) -> Block:
+        targets, counted = self.targets(labels, known)
+        if self.options.empty == "error":
+            missing = ~counted if known is None else ~counted & known.any(axis=1, keepdims=True)
+            if missing.any():
+                place = self.layout.locate(np.argwhere(missing)[0], where, name_class=False)
+                raise InputError("empty", f"{{labels}} has no positive label at {place}")
+        losses, gradient, probs = softmax_terms(scores, targets, known)
+        if self.options.divergence == "kl":
+            losses -= entropy(targets)
+        return Block(losses, counted, gradient, probs)
 
-def softmax_block(batch: Batch, labels: Labels, recipe: Recipe, where: tuple) -> np.ndarray:
-    """L of each position of the block `where`, 0 where its weight is 0; writes the block's gradient and probabilities.
-
-    With z = s - max(s), L = m log(sum_k exp(z_k)) - sum_k t_k z_k: no term is negative, so nothing cancels.
-    """
-    scale, background, mass, weight = recipe.at(where)
-    shifted = batch.scores[where].astype(np.float64)
-    unknown = labels.unknown(where)
-    if unknown is not None:
-        shifted[unknown] = -np.inf
-    peak = shifted.max(axis=1, keepdims=True)
-    apply_per_position(np.subtract, shifted, np.where(peak == -np.inf, 0, peak))
-    if unknown is not None:
-        shifted[unknown] = 0  # their target is 0, and 0 times infinity is not
-    prepared = labels.prepare(where, scale, background)
-    expected = labels.expect(shifted, where, prepared)
-    exps = np.exp(shifted, out=shifted)  # cannot overflow: the largest is 1
-    if unknown is not None:
-        exps[unknown] = 0
-    sums = exps.sum(axis=1, keepdims=True)
-    saturated = sums < SATURATED
-    log_sums = np.log(sums)
-    if saturated.any():
-        best, others = split_largest(exps, saturated)
-        log_sums[saturated] = np.log1p(others)
-    losses = mass * log_sums - expected
-    if batch.options.divergence == "kl":
-        losses += negative_entropy(labels.targets(where, scale, background), mass)
-    if batch.probs is not None:
-        batch.probs[where] = np.where(sums > 0, exps / sums, 0) if unknown is not None else exps / sums
-    if batch.gradient is not None:
-        apply_per_position(np.multiply, exps, weight * mass / sums)
-        labels.subtract(weight, exps, where, prepared)
-        if saturated.any():
-            balance(exps, best, saturated)
-        batch.gradient[where] = exps if weight.all() else np.where(weight == 0, 0, exps)
-    return losses if weight.all() else np.where(weight == 0, 0, losses)
-
-
-def split_largest(exps: np.ndarray, saturated: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """The class of each saturated position's largest exponential, which is 1, and the sum of the others."""
-    rows = np.moveaxis(exps, 1, -1)[np.moveaxis(saturated, 1, -1)[..., 0]]
-    best = rows.argmax(axis=1)[:, None]
-    np.put_along_axis(rows, best, 0, axis=1)
-    return best, rows.sum(axis=1)
-
-
-def balance(gradient: np.ndarray, best: np.ndarray, saturated: np.ndarray) -> None:
-    """Set the entry of each saturated position's best class to minus the sum of the others.
-
-    The entries of a position sum to 0; there m p_k - t_k is the difference of two nearly equal numbers.
-    """
-    rows_of = np.moveaxis(saturated, 1, -1)[..., 0]
-    rows = np.moveaxis(gradient, 1, -1)[rows_of]
-    np.put_along_axis(rows, best, 0, axis=1)
-    np.put_along_axis(rows, best, -rows.sum(axis=1, keepdims=True), axis=1)
-    np.moveaxis(gradient, 1, -1)[rows_of] = rows
-
-
-def negative_entropy(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """sum_k t_k log(t_k / m), with 0 log 0 = 0."""
-    ratio = np.divide(targets, mass, out=np.ones_like(targets), where=targets > 0)
-    return (targets * np.log(ratio)).sum(axis=1, keepdims=True)
-
-
-def explain_softmax(batch: Batch) -> InputError:
-    labels = read_labels(batch.labels, batch.layout, batch.options)
-    recipe = softmax_recipe(labels, batch.weight, batch.layout, batch.options)
-
-    def bad_scores(where: tuple) -> np.ndarray:
-        scores, unknown = batch.scores[where], labels.unknown(where)
-        targets = labels.targets(where, *recipe.at(where)[:2])
+    def faults(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
+        targets, _ = self.targets(labels, known)
         bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
-        return bad if unknown is None else bad & ~unknown
+        return bad if known is None else bad & known
 
-    losses = softmax_losses(batch._replace(gradient=None, probs=None))
-    return nonfinite_loss(batch, losses.each, bad_scores, "-inf only where the target is 0")
+    def targets(self, labels: np.ndarray, known: Optional[np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
+        weight = self.options.class_weight
+        return softmax_targets(labels, known, None if weight is None else column(weight, self.layout), self.options)
+
+
+def softmax_terms(
+    scores: np.ndarray, targets: np.ndarray, known: Optional[np.ndarray] = None
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Softmax cross-entropy of each position, its gradient, and the probabilities.
+
+    With z = s - max(s), so that no exponential overflows, and R = sum_k exp(z_k) over all classes but the best one,
+    whose exponential is 1::
+
+        L        = m log(1 + R) - sum_k t_k z_k        no term is negative, so nothing cancels
+        p_k      = exp(z_k) / (1 + R)
+        dL/ds_k  = m p_k - t_k; of the best class minus the sum of the others, since all sum to 0
+
+    Parameters
+    ----------
+    scores, targets : float64 arrays, (n, C) or (n, C, S)
+    known : bool array of that shape
+        False for classes that are not in the softmax.
+
+    Returns
+    -------
+    losses : (n, 1) or (n, 1, S)
+    gradient, probs : the shape of the scores
+    """
+    shifted = scores if known is None else np.where(known, scores, -np.inf)
+    best = shifted.argmax(axis=1)[:, None]
+    peak = np.take_along_axis(shifted, best, axis=1)
+    shifted = shifted - np.where(peak == -np.inf, 0, peak)
+    exps = np.exp(shifted)
+    one = np.take_along_axis(exps, best, axis=1)  # 0 where every score is -inf
+    np.put_along_axis(exps, best, 0, axis=1)
+    rest = exps.sum(axis=1, keepdims=True)
+    np.put_along_axis(exps, best, one, axis=1)
+    mass = targets.sum(axis=1, keepdims=True)
+    losses = mass * np.log1p(rest) - sum_of_products(targets, shifted)
+    probs = np.divide(exps, one + rest, out=exps)
+    if known is not None:
+        probs[~known] = 0
+    gradient = mass * probs - targets
+    np.put_along_axis(gradient, best, 0, axis=1)
+    np.put_along_axis(gradient, best, -gradient.sum(axis=1, keepdims=True), axis=1)
+    return losses, gradient, probs
+
+
+def sum_of_products(targets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """sum_k t_k v_k of each position, with 0 for 0 times infinity."""
+    total = np.einsum("nk...,nk...->n...", targets, values)[:, None]
+    return total if np.isfinite(total).all() else np.where(targets == 0, 0, targets * values).sum(axis=1, keepdims=True)
+
+
+def entropy(targets: np.ndarray) -> np.ndarray:
+    """-sum_k t_k log(t_k / m) of each position, with 0 log 0 = 0."""
+    mass = targets.sum(axis=1, keepdims=True)
+    ratio = np.divide(targets, mass, out=np.ones_like(targets), where=targets > 0)
+    return -(targets * np.log(ratio)).sum(axis=1, keepdims=True)

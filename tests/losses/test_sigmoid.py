@@ -12,8 +12,7 @@ from multilabel_softmax_loss import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
-from multilabel_softmax_loss.losses.layout import Layout
-from multilabel_softmax_loss.losses.sigmoid import evaluate_sigmoid
+from multilabel_softmax_loss.losses.sigmoid import SigmoidLoss
 
 GAMMAS = [0, 0.5, 1, 2, 5]
 
@@ -429,8 +428,8 @@ def test_indices_allocate_nothing_as_large_as_the_scores_but_the_gradient(peak_b
 def test_the_loss_alone_allocates_blocks_only(backend, peak_bytes):
     scores, labels = random_case((512, 4000), dtype=np.float32)
     options = SigmoidOptions(focal_gamma=2.0, pos_weight=2.0)
-    layout = Layout(scores.shape, labels.shape, None, options)
-    peak = peak_bytes(lambda: evaluate_sigmoid(scores, labels, None, layout, options))
+    loss = SigmoidLoss(options, scores, labels, None)
+    peak = peak_bytes(lambda: loss(scores, labels))
     assert peak < 0.6 * scores.nbytes
     assert peak < 5e6
 

@@ -1,0 +1,261 @@
+"""Softmax cross-entropy of maps (N, C, S), the places in SIMD lanes; formula, arrays and results are those of rows.py.
+
+A tile is a run of places of one sample, treated side by side. Its sums lie in one array at fixed distances, so that
+LLVM need not check whether many arrays overlap: beyond a few it gives up SIMD.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arithmetic import LOWEST_RANK, ONE, ZERO, exp_negative, log1p, of_rank, rank, signs_of
+from .compiling import compiled, inlined, use_wide_vectors
+from .labels import spread, target_terms
+from .rows import CERTAIN
+
+PLACES = 1024  # at most so many places side by side
+TILE_ENTRIES = 1 << 15  # and so many exponentials, 256 KiB, in the second-level cache
+REST, TOTAL, DOT, POSITIVES, KNOWN, WEIGHTED, WEIGHTED_KNOWN, SCORE_DOT = range(0, 8 * PLACES, PLACES)
+PEAK, WEIGHT, SHARE, SCALE, BACKGROUND, END = range(8 * PLACES, 14 * PLACES, PLACES)
+
+
+def tile_width(classes: int, places: int) -> int:
+    """How many places are treated side by side."""
+    return max(16, min(places, PLACES, TILE_ENTRIES // classes))
+
+
+@inlined
+def find_best(scores, labels, ignoring, ignore_label, k, high, best):
+    """Note class k where its score is the largest so far; `high` has the ranks."""
+    use_wide_vectors()
+    for j in range(len(scores)):
+        number = rank(scores[j])
+        number = LOWEST_RANK if ignoring and labels[j] == ignore_label else number
+        is_better = number > high[j]
+        best[j] = k if is_better else best[j]
+        high[j] = number if is_better else high[j]
+
+
+@inlined
+def begin_tile(high, sums):
+    use_wide_vectors()
+    for j in range(len(high)):
+        peak = of_rank(high[j])
+        sums[PEAK + j] = 0.0 if peak == -np.inf else np.float64(peak)
+    for first in range(0, PEAK, PLACES):
+        sums[first : first + len(high)] = 0
+
+
+@inlined
+def add_plain_class(scores, labels, k, best, exps, sums):
+    """One class of a tile; the signs of the labels, as bits."""
+    use_wide_vectors()
+    signs = np.int32(0)
+    for j in range(len(scores)):
+        z = np.float64(scores[j]) - sums[PEAK + j]
+        y = labels[j]
+        e = exp_negative(z)
+        exps[j] = e
+        signs = signs_of(signs, y)
+        sums[REST + j] += 0.0 if best[j] == k else e
+        sums[TOTAL + j] += y
+        sums[DOT + j] += y * z if y != 0 else 0.0
+    return signs
+
+
+@inlined
+def add_class(scores, labels, w, ignoring, ignore_label, k, best, exps, sums):
+    """One class of a tile, with class weight w and labels that may be unknown; the signs of the labels, as bits."""
+    use_wide_vectors()
+    signs = np.int32(0)
+    for j in range(len(scores)):
+        z = np.float64(scores[j]) - sums[PEAK + j]
+        y = labels[j]
+        there = 0.0 if ignoring and y == ignore_label else 1.0
+        y = y if there == 1.0 else ZERO
+        e = exp_negative(z)
+        e = e if there == 1.0 else 0.0
+        exps[j] = e
+        signs = signs_of(signs, y)
+        sums[REST + j] += 0.0 if best[j] == k else e
+        sums[TOTAL + j] += y
+        sums[DOT + j] += w * y * z if w * y != 0 else 0.0
+        sums[POSITIVES + j] += 1.0 if y != 0 else 0.0
+        sums[KNOWN + j] += there
+        sums[WEIGHTED + j] += w * y
+        sums[WEIGHTED_KNOWN + j] += w * there
+        sums[SCORE_DOT + j] += w * z if w * there != 0 else 0.0
+    return signs
+
+
+@inlined
+def finish_tile(sums, best, weight, factor, normalization, smoothing, empty):
+    """The factors of a tile's gradient; returns sum u L, sum u, how many places have u = 0, and if all is well."""
+    use_wide_vectors()
+    loss_sum = weight_sum = 0.0
+    idle = bad = 0
+    for j in range(len(best)):
+        total, known, rest = sums[TOTAL + j], sums[KNOWN + j], sums[REST + j]
+        scale, background, mass, counted = target_terms(
+            total, sums[POSITIVES + j], known, sums[WEIGHTED + j], sums[WEIGHTED_KNOWN + j],
+            normalization, smoothing, empty,
+        )  # fmt: skip
+        bad += 0 if total < np.inf and not (empty == 2 and known > 0 and not total > 0) else 1
+        u = weight[j] if len(weight) else 1.0
+        u = u if counted else 0.0
+        loss = mass * log1p(rest) - scale * sums[DOT + j]
+        loss -= background * sums[SCORE_DOT + j] if background != 0 else 0.0
+        loss_sum += u * loss if u > 0 else 0.0
+        weight_sum += u
+        idle += 0 if u > 0 else 1
+        sums[WEIGHT + j] = u
+        sums[SHARE + j] = factor * u * mass / (rest + (1.0 if best[j] >= 0 else 0.0))
+        sums[SCALE + j] = factor * u * scale
+        sums[BACKGROUND + j] = factor * u * background
+    return loss_sum, weight_sum, idle, bad == 0
+
+
+@inlined
+def write_plain_slopes(exps, labels, sums, gradient):
+    use_wide_vectors()
+    for j in range(len(labels)):
+        gradient[j] = sums[SHARE + j] * exps[j] - sums[SCALE + j] * labels[j]
+
+
+@inlined
+def write_slopes(exps, labels, ignoring, ignore_label, w, sums, gradient):
+    use_wide_vectors()
+    for j in range(len(labels)):
+        y = labels[j]
+        there = 0.0 if ignoring and y == ignore_label else w
+        gradient[j] = sums[SHARE + j] * exps[j] - there * (sums[SCALE + j] * y + sums[BACKGROUND + j])
+
+
+@inlined
+def write_probs(exps, best, sums, probs):
+    use_wide_vectors()
+    for j in range(len(probs)):
+        exp_sum = sums[REST + j] + (1.0 if best[j] >= 0 else 0.0)
+        probs[j] = exps[j] / exp_sum if exps[j] != 0 else 0.0
+
+
+@inlined
+def mend_slopes(labels, label_at, label_step, class_weight, best, idle, classes, sums, gradient, at, step):
+    """What the loops over places leave: the best class of places that are certain, and places that do not count."""
+    for j in range(len(best)):
+        if sums[WEIGHT + j] > 0:
+            if sums[REST + j] < CERTAIN and best[j] >= 0:
+                k = np.int64(best[j])
+                w = class_weight[k] if len(class_weight) else 1.0
+                others = sums[SCALE + j] * (sums[WEIGHTED + j] - w * labels[label_at + k * label_step + j])
+                others += sums[BACKGROUND + j] * (sums[WEIGHTED_KNOWN + j] - w)
+                gradient[at + k * step + j] = others - sums[SHARE + j] * sums[REST + j]
+        elif idle:
+            for k in range(classes):
+                gradient[at + k * step + j] = 0
+
+
+@inlined
+def softmax_tile(
+    scores, at, step, labels, label_at, label_step, class_weight, ignoring, ignore_label, plain,
+    normalization, smoothing, empty, classes, weight, factor, high, best, exps, sums, gradient, probs, out_at,
+):  # fmt: skip
+    """One tile; class k of its scores begins at `at` + k `step`, that of its labels and outputs alike."""
+    count = len(best)
+    high[:] = LOWEST_RANK
+    best[:] = -1
+    for k in range(classes):
+        y = labels[label_at + k * label_step :][:count]
+        find_best(scores[at + k * step :][:count], y, ignoring, ignore_label, k, high, best)
+    begin_tile(high, sums)
+    signs = np.int32(0)
+    for k in range(classes):
+        s, y = scores[at + k * step :][:count], labels[label_at + k * label_step :][:count]
+        if plain:
+            signs |= add_plain_class(s, y, k, best, exps[k], sums)
+        else:
+            w = class_weight[k] if len(class_weight) else 1.0
+            signs |= add_class(s, y, w, ignoring, ignore_label, k, best, exps[k], sums)
+    if plain:
+        sums[KNOWN : KNOWN + count] = sums[WEIGHTED_KNOWN : WEIGHTED_KNOWN + count] = classes
+        sums[WEIGHTED : WEIGHTED + count] = sums[TOTAL : TOTAL + count]
+    loss, counted, idle, good = finish_tile(sums, best, weight, factor, normalization, smoothing, empty)
+    for k in range(classes):
+        y = labels[label_at + k * label_step :][:count]
+        if len(gradient) and plain:
+            write_plain_slopes(exps[k], y, sums, gradient[out_at + k * step :][:count])
+        elif len(gradient):
+            w = class_weight[k] if len(class_weight) else 1.0
+            write_slopes(exps[k], y, ignoring, ignore_label, w, sums, gradient[out_at + k * step :][:count])
+        if len(probs):
+            write_probs(exps[k], best, sums, probs[out_at + k * step :][:count])
+    if len(gradient):
+        mend_slopes(labels, label_at, label_step, class_weight, best, idle, classes, sums, gradient, out_at, step)
+    return loss, counted, good and signs >= 0
+
+
+@inlined
+def turn(rows, first, count, classes, columns, width):
+    """columns[k * width + j] = rows[(first + j) * classes + k]: rows as columns."""
+    for j in range(count):
+        for k in range(classes):
+            columns[k * width + j] = rows[(first + j) * classes + k]
+
+
+@inlined
+def turn_back(columns, width, rows, first, count, classes):
+    for j in range(count):
+        for k in range(classes):
+            rows[(first + j) * classes + k] = columns[k * width + j]
+
+
+@compiled
+def softmax_maps(
+    scores, labels, weight, gradient, probs, factor, class_weight, length, ignoring, ignore_label,
+    normalization, smoothing, empty, classes, places, width, turned, start, stop,
+):  # fmt: skip
+    """Tiles `start` to `stop` of `width` places each; `turned` where scores and labels are (S, C), one row a place."""
+    tiles = (places + width - 1) // width
+    plain = not ignoring and not len(class_weight) and normalization != 1 and smoothing == 0 and empty == 0
+    exps, sums = np.empty((classes, width)), np.empty(END)
+    high, best = np.empty(width, np.int32), np.empty(width, np.int32)
+    buffer = classes * width
+    columns = np.empty(buffer if turned else 0, np.float32)
+    targets = np.zeros(buffer if turned or length else 0, np.float32)
+    slopes = np.empty(buffer if turned and len(gradient) else 0, np.float32)
+    p = np.empty(buffer if turned and len(probs) else 0, np.float32)
+    loss_sum = weight_sum = 0.0
+    for tile in range(start, stop):
+        n, first = tile // tiles, tile % tiles * width
+        count = min(width, places - first)
+        place = n * places + first
+        entry = n * classes * places + first
+        entry_step, place_step, list_at = places, 1, n * length * places + first
+        if turned:
+            entry_step, place_step, list_at = 1, length, first * length
+            turn(scores, first, count, classes, columns, width)
+            if not length:
+                turn(labels, first, count, classes, targets, width)
+        if length and not spread(
+            labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ONE, targets, width
+        ):
+            return 0.0, 0.0, False
+        own_labels = turned or length > 0
+        loss, counted, good = softmax_tile(
+            columns if turned else scores, 0 if turned else entry, width if turned else places,
+            targets if own_labels else labels, 0 if own_labels else entry, width if own_labels else places,
+            class_weight, ignoring, ignore_label, plain, normalization, smoothing, empty, classes,
+            weight[place : place + count], factor, high[:count], best[:count], exps, sums,
+            slopes if turned else gradient, p if turned else probs, 0 if turned else entry,
+        )  # fmt: skip
+        if not good:
+            return 0.0, 0.0, False
+        loss_sum += loss
+        weight_sum += counted
+        if length:
+            spread(labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ZERO, targets, width)
+        if turned and len(gradient):
+            turn_back(slopes, width, gradient, first, count, classes)
+        if turned and len(probs):
+            turn_back(p, width, probs, first, count, classes)
+    return loss_sum, weight_sum, True
