@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # before what takes time is imported: Ctrl-C ends all at once until a command knows better
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+if __name__ == "__main__":  # before what takes time is imported: a command knows better how to end
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, lambda number, frame: os._exit(130))
 
 import argparse
 import importlib
 from typing import Any, List, Optional, Tuple
 
-from .commands.child import join_ranks, missing_package, run_as_rank, run_in_child, run_reporting
-from .commands.terminal import PROGRAM, tell
+from .commands.child import join_ranks, run_as_rank, run_in_child, run_reporting
+from .commands.packages import missing_package
+from .commands.terminal import PROGRAM, settle_streams, settle_warnings, tell
 from .errors import UsageError
 
 COMMANDS = {
@@ -90,10 +92,13 @@ def parse(argv: List[str]) -> Tuple[Any, Any]:
 
 
 def console() -> None:
-    """The console script `multilabel-softmax-loss`."""
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    """The console script `multilabel-softmax-loss`, and this module as a program."""
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, lambda number, frame: os._exit(130))
+    settle_streams()
+    settle_warnings()
     sys.exit(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

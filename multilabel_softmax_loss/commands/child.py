@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from functools import partial
 from importlib import import_module
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ..errors import UsageError
 from ..files import SIGNALS, blocked, mask_signals
@@ -26,11 +27,22 @@ from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
 from ..parallel.launcher import launched
 from ..parallel.ranks import ranks
-from .terminal import PROGRAM, tell
+from .packages import missing_package
+from .scratch import scratch_folder
+from .terminal import PROGRAM, settle_streams, tell
 
 PARALLEL = ("train", "evaluate", "predict")  # what several ranks can do together
 PR_SET_PDEATHSIG = 1
 CHILD = "from multilabel_softmax_loss.commands.child import child; child()"
+
+AGAIN = 0.5  # seconds after which a second Ctrl-C is one; a terminal and a launcher may each send the first
+STATUS = "ended"  # the file that a child leaves when it ends by itself
+
+HINTS = {
+    "SIGKILL": ", as the system sends where memory is short",
+    "SIGBUS": ": a file that it was reading became shorter, or memory is short",
+    "SIGXCPU": ": the limit of processor time is reached",
+}
 
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
 FATAL = re.compile(r"^F\d{4,8} \S+ +\d+ (\S+:\d+)\] (.*)$", re.M)
@@ -42,24 +54,26 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
 
     `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages.
     What Caffe itself writes to the standard error goes to a file that is read in case of need. Ctrl-C and SIGTERM reach
-    the child, and the child ends with this process, however that ends. Where this is one of several ranks, `hub` does
-    what the child asks of the others, and the status is that of all.
+    the child, and the child ends with this process, however that ends; asked for the second time, it is ended at once.
+    Where this is one of several ranks, `hub` does what the child asks of the others, and the status is that of all.
     """
-    asked: List[int] = []
+    asked: List[float] = []
 
     def forward(number: int, frame: Any) -> None:
-        asked.append(number)
+        asked.append(time.monotonic())
+        again = asked[-1] - asked[0] > AGAIN
         with suppress(ProcessLookupError):  # it has ended this moment
-            process.send_signal(number)
+            process.send_signal(signal.SIGKILL if again else number)
 
     with ExitStack() as stack:
         with blocked():  # in the child too, until it can handle them
             stack.enter_context(handling(forward))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_"))
+            folder = stack.enter_context(scratch_folder())
             log = os.path.join(folder, "caffe.log")
             reading, writing = os.pipe()
             place = hub.open() if hub else None
-            options: Any = {} if hub is None or place is None else {"pass_fds": place[2:], "env": hub.environment()}
+            options: Any = {} if hub is None or place is None else {"pass_fds": place[2:]}
+            options["env"] = child_environment(hub.environment() if hub else os.environ)
             process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading, **options)
         os.close(reading)
         mask_signals("SIG_UNBLOCK", SIGNALS)
@@ -69,11 +83,11 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
             ended = hub.serve(process) if hub else None
             process.wait()  # with the pipe open: its end tells the child that this process is gone
         status = process.wait()
-        died = status < 0 and -status not in asked and ended is None
-        words = last_words(log, -status) if died else ""
-        if -status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE):
-            status = 2
-        status = status if status >= 0 else 128 - status
+        told = os.path.exists(os.path.join(folder, STATUS))
+        died = not told and not asked and ended is None
+        words = last_words(log, status) if died else ""
+        if not told:
+            status = 130 if asked else 2
         if hub:
             return hub.end(2 if died else status, ended, f"rank {hub.rank}: {words}" if died else "")
         if died:
@@ -118,6 +132,14 @@ def run_as_rank(hub: Hub, argv: List[str], parse: Callable[[List[str]], Tuple[An
     return run_in_child(module.run, arguments, hub)
 
 
+def child_environment(environment: Mapping[str, str]) -> Dict[str, str]:
+    """The environment of a child: Caffe says why it stops, and no setting of another tool ends it."""
+    kept = {name: value for name, value in environment.items() if not name.startswith("GLOG_")}
+    if "error" in kept.get("PYTHONWARNINGS", ""):
+        del kept["PYTHONWARNINGS"]
+    return {**kept, "GLOG_minloglevel": "2", "MPLBACKEND": "Agg"}
+
+
 @contextmanager
 def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Have `handler` called for Ctrl-C and SIGTERM; in the main thread, as Python allows it there only."""
@@ -140,30 +162,33 @@ def child() -> None:
     if sys.platform == "linux":  # at once, while that thread would wait for Caffe to let go of the interpreter
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # What Python prints keeps going to the terminal; file descriptor 2, where Caffe writes, becomes the log.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding)
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 2)
+    settle_streams()
     tempfile.tempdir = os.path.dirname(log)  # what this process leaves there if it dies, its parent removes
     quiet_caffe()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its caches is no news
     warnings.formatwarning = partial(format_warning, arguments.command, warnings.formatwarning)
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: end(130))
     mask_signals("SIG_UNBLOCK", SIGNALS)
     if place is not None:
         ranks.join(place)
     if ranks.rank > 0:  # rank 0 says what is to be said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
         warnings.simplefilter("ignore")
-    try:
-        status = run_reporting(getattr(import_module(module), name), arguments)
-    except Exception:  # such as a user's own layer raises; its author needs to know where
-        if not ranks.tell(traceback.format_exc().rstrip()):
-            traceback.print_exc()
-        status = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # Caffe's prefetching threads would be asked to end one by one, and the net to be freed
+    end(run_reporting(lambda arguments: getattr(import_module(module), name)(arguments), arguments))
+
+
+def end(status: int) -> None:
+    """End this process, a child, at once, and leave word of the status, without which it died.
+
+    At once, as Caffe's prefetching threads would be asked to end one by one, and the net to be freed.
+    """
+    open(os.path.join(str(tempfile.tempdir), STATUS), "w").close()
+    os._exit(status)
 
 
 def format_warning(command: str, usual: Callable[..., str], message: Any, kind: Any, file: str, *place: Any) -> str:
@@ -177,32 +202,27 @@ def format_warning(command: str, usual: Callable[..., str], message: Any, kind: 
 def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     """The exit status of ``run(arguments)``; errors that a user can mend are told in a sentence."""
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         tell(arguments.command, str(error))
-        return 2
     except ImportError as error:
         tell(arguments.command, missing_package(error))
-        return 2
     except SystemExit as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}, line {frame.lineno}"
         tell(arguments.command, f"a Python layer called sys.exit({error.code!r}) ({place}); expected an exception.")
-        return 2
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except MemoryError as error:
+        tell(arguments.command, f"the memory does not suffice{f': {error}' if str(error) else ''}.")
     except OSError as error:  # such as a full disk
         tell(arguments.command, f"{error}.")
-        return 2
-
-
-def missing_package(error: ImportError) -> str:
-    """What to do where Caffe or another package of the extras is not installed."""
-    return (
-        f"{error}. The commands need real Caffe and the tools: run them with .venv/bin/python, which `make "
-        "environment` makes, or install '.[caffe,tools]' on CPython 3.7 to 3.9."
-    )
+    except BaseException:  # what a user's own layer raises, be it a KeyboardInterrupt; its author needs to know where
+        if not ranks.tell(traceback.format_exc().rstrip()):
+            traceback.print_exc()
+    with suppress(OSError):
+        sys.stdout.flush()
+    return 2
 
 
 def die_with_parent() -> None:
@@ -212,16 +232,25 @@ def die_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def last_words(log: str, number: int) -> str:
-    """Why a process died of signal `number`: Caffe's own reason, from the file that holds its standard error."""
+def last_words(log: str, status: int) -> str:
+    """Why a process died, by its status as Popen has it, and by what is in the file of its standard error."""
     text = read_log(log)
     fatal = FATAL.search(text)
     if fatal:
         details = [match.strip() for match in PROTOBUF.findall(text)]
         reason = "; ".join([*details, fatal.group(2).strip()])
-        return f"Caffe stopped, since {fatal.group(1)} says: {reason}"
+        told = f"Caffe stopped, since {fatal.group(1)} says: {reason}"
+        writing = "SerializeToOstream" in reason or " to save" in reason
+        return told + (" (the disk is full, or the folder of the run was moved or removed)" if writing else "")
+    if status >= 0:
+        return (
+            f"a Python layer, or what it calls, ended the process with status {status}, as os._exit() does; expected "
+            "an exception."
+        )
     tail = [line for line in text.splitlines() if line.strip()]
-    return f"Caffe died of signal {number} ({signal.Signals(number).name})" + (f"; it said: {tail[-1]}" if tail else "")
+    name = signal.Signals(-status).name
+    told = f"Caffe died of signal {-status} ({name})" + HINTS.get(name, "")
+    return told + (f"; it said: {tail[-1]}" if tail else "")
 
 
 def read_log(log: str) -> str:

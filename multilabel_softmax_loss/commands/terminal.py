@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import warnings
+from typing import Any
 
 from ..parallel.ranks import ranks
 
 PROGRAM = "python -m multilabel_softmax_loss"
+
+
+class Lasting:
+    """A text stream that outlives its reader: what nobody reads any more is dropped, and the work goes on."""
+
+    def __init__(self, stream: Any, name: str):
+        self.stream, self.name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self.drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self.drop(error)
+
+    def drop(self, error: OSError) -> None:
+        """Go on without a reader; a disk that is full is another matter."""
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, self.stream.fileno())
+        os.close(sink)
+        if self.name == "output":
+            print(f"{PROGRAM}: warning: nobody reads the standard output any more; the work goes on.", file=sys.stderr)
+
+
+def settle_streams() -> None:
+    """Have the standard streams take all that is printed, whatever they lead to.
+
+    Closed ones lead nowhere, in place of into the next file that is opened. What the encoding of one lacks is escaped.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.set_inheritable(opened, True)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name) or open(descriptor, "w", closefd=False)  # noqa: SIM115, for good
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Lasting(stream, {"stdout": "output", "stderr": "error"}[name]))
+
+
+def settle_warnings() -> None:
+    """Let no warning of a package end the program, as PYTHONWARNINGS=error would have it."""
+    if any("error" in option for option in sys.warnoptions):
+        warnings.simplefilter("default")
 
 
 def say(text: str) -> None:

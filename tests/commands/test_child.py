@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.tiny_nets import OURS, listing, make_run, run_command
 
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.child import run_reporting
+from multilabel_softmax_loss.commands.scratch import scratch_folder
 
 # Ctrl-C as one of the command's processes comes to import a module; "" is the very beginning of that process.
 INTERRUPTING_SITE = """
@@ -156,3 +158,97 @@ def test_what_nobody_foresaw_in_a_layer_is_shown_with_its_place_and_status_2(tmp
     process = run_command("train", solver, "--out", "run", folder=tmp_path, check=2)
     assert 'breaks.py", line 5, in forward' in process.stderr
     assert process.stderr.endswith("AttributeError: 'Breaks' object has no attribute 'helper'\n")
+
+
+TESTS = Path(__file__).resolve().parent.parent
+ENDINGS = [sys.executable, str(TESTS / "support" / "endings.py")]
+START = "python -m multilabel_softmax_loss train: error: "
+
+
+def ending(*words, **options):
+    """The finished process of a command whose child ends so."""
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    options["env"] = {**os.environ, "PYTHONPATH": path, **options.get("env", {})}
+    shell = {"shell": True, "executable": "/bin/bash"} if "args" in options else {"args": [*ENDINGS, *words]}
+    return subprocess.run(**{"capture_output": True, "text": True, "timeout": 60, **shell, **options})
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        pytest.param("exit 0", "ended the process with status 0, as os._exit() does", id="os._exit(0)"),
+        pytest.param("exit 130", "ended the process with status 130", id="os._exit(130)"),
+        pytest.param("signal SIGKILL", "signal 9 (SIGKILL), as the system sends where memory is short", id="SIGKILL"),
+        pytest.param("signal SIGBUS", "(SIGBUS): a file that it was reading became shorter", id="SIGBUS"),
+        pytest.param("signal SIGXCPU", "(SIGXCPU): the limit of processor time is reached", id="SIGXCPU"),
+        pytest.param("signal SIGILL", "Caffe died of signal 4 (SIGILL)", id="SIGILL"),
+        pytest.param("raise MemoryError", "the memory does not suffice", id="MemoryError"),
+    ],
+)
+def test_every_death_of_the_child_is_a_sentence_and_status_2(how, words):
+    process = ending(how)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(START)
+    assert words in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_a_keyboard_interrupt_of_a_layer_is_its_own_error():
+    process = ending("raise KeyboardInterrupt")
+    assert process.returncode == 2
+    assert process.stderr.endswith("KeyboardInterrupt: by a layer\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_any_command_with_status_130(number):
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen([*ENDINGS, "sleep"], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    assert process.stdout.readline() == b"here\n"
+    process.send_signal(number)
+    assert process.wait(10) == 130
+    process.stdout.close()
+
+
+def test_environments_that_hide_reasons_or_make_errors_of_warnings_do_not_reach_the_child():
+    changed = {"GLOG_minloglevel": "4", "GLOG_log_dir": "/nowhere", "PYTHONWARNINGS": "error"}
+    process = ending("environment", env=changed)
+    assert (process.returncode, process.stdout) == (0, "GLOG_minloglevel=2\n")
+
+
+def test_a_warning_about_a_file_of_the_users_names_that_and_not_the_command():
+    said = ending("warn").stderr
+    assert said.endswith("RuntimeWarning: from a file of the user's\n")
+    assert said.startswith(ENDINGS[1])
+
+
+def test_what_the_encoding_of_a_terminal_lacks_is_escaped():
+    process = ending("print 1", env={"PYTHONIOENCODING": "ascii"})
+    assert (process.returncode, process.stdout) == (0, "line 0 \\xe9\n")
+
+
+def test_closed_streams_change_neither_work_nor_status():
+    for closed in (">&-", "2>&-", "<&-", ">&- 2>&-"):
+        command = f"{' '.join([*ENDINGS, 'print 2'])} {closed}"
+        assert ending(args=command).returncode == 0
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work():
+    process = ending(args=f"set -o pipefail; {' '.join([*ENDINGS, 'print 5000'])} | head -1")
+    assert process.stdout == "line 0 é\n"
+    assert "nobody reads the standard output any more; the work goes on" in process.stderr
+    assert process.stderr.endswith("the end\n")
+    assert process.returncode == 0
+
+
+def test_folders_of_commands_that_were_killed_are_removed_by_the_next_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("multilabel_softmax_loss_dead", "multilabel_softmax_loss_new", "another_dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "multilabel_softmax_loss_dead" / "lock").touch()
+    with scratch_folder() as living:
+        with scratch_folder():
+            assert os.path.isdir(living)
+        kept = {os.path.basename(living), "multilabel_softmax_loss_new", "another_dead"}
+        assert set(os.listdir(tmp_path)) == kept
+    assert not os.path.exists(living)
