@@ -128,14 +128,14 @@ def train(
             if not resume:
                 nets = [*(test.net.layer for test in file.tests), file.train.net.layer]
                 unknown = keep_preprocessing(prepared, nets, preprocessing)
-                if unknown:
-                    say(unknown)
                 folder.check_unused(prepared)
             manifest = folder.snapshots.newest(say) if resume else None
             seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))
             training = Training(seeded, folder, stop, Choices(best_by, k, positive_above, history_every))
             if not resume:
                 begin_weights(seeded, weights)
+                if unknown:
+                    say(unknown)
             folder.lock()
             folder.clean()
             folder.take(prepared)
