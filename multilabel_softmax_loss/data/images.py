@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
+import tempfile
 import zlib
 from typing import Any, NamedTuple, Optional, Tuple
 
@@ -13,6 +15,10 @@ import numpy as np
 SOI, PNG, TIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", (b"II", b"MM")
 # In compressed data 0xFF is followed by 0, by a restart marker or by another 0xFF.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+# What libjpeg says where it fills in pixels; bytes too many, of which it tells too, do no harm.
+LOST = re.compile("premature end|bad Huffman|Invalid|Unsupported marker")
 
 
 class BadImage(ValueError):
@@ -77,6 +83,8 @@ def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
     doubtful = jpeg_is_doubtful(data) if plain else png_is_doubtful(data)
     if strict or doubtful:
         check_strictly(data)
+        if plain:
+            check_by_libjpeg(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         if plain:
@@ -149,6 +157,24 @@ def check_strictly(data: bytes) -> None:
             open_by_pillow(data).load()
     except Exception as error:  # Pillow's readers let through whatever their parsers raise
         raise BadImage(reason(error, data)) from error
+
+
+def check_by_libjpeg(data: bytes) -> None:
+    """Raise BadImage where OpenCV's JPEG library says that pixels are lost; it says so on file descriptor 2 alone."""
+    import cv2
+
+    with tempfile.TemporaryFile() as said:
+        former = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        finally:
+            os.dup2(former, 2)
+            os.close(former)
+        said.seek(0)
+        words = said.read().decode("utf-8", "replace")
+    if LOST.search(words):
+        raise BadImage(f"corrupted: {words.splitlines()[0].strip()}")
 
 
 def reason(error: Exception, data: bytes) -> str:

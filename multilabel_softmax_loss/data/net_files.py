@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from .images import Geometry
 
-EPOCHS = 10
+EPOCHS = 20
 SMALL_NET = """\
 # ---- Your net goes here, from "data" to "scores". This one is a small start.
 layer { name: "scaled" type: "Power" bottom: "data" top: "scaled" power_param { scale: 0.0078125 } }  # 1 / 128
@@ -57,6 +57,12 @@ class NetFacts(NamedTuple):
         return max(min(32, self.counts["train"]), 1)
 
     @property
+    def test_batch(self) -> int:
+        """A divisor of the number of validation images, so that a test counts each once; 32 where none is near."""
+        count = self.counts["val"]
+        return next((size for size in range(64, 7, -1) if count % size == 0), min(count, 32))
+
+    @property
     def crop(self) -> Optional[int]:
         """The side of a square cut out of each image, 7/8 of its side (224 of 256); None for HDF5 and small images."""
         size = self.geometry.size
@@ -76,7 +82,7 @@ def quoted(text: str) -> str:
 
 def data_layers(facts: NetFacts, split: str, phase: str) -> str:
     """The layers that read one split, with tops "data" and "labels"."""
-    batch = facts.batch if phase == "TRAIN" else max(min(32, facts.counts[split]), 1)
+    batch = facts.batch if phase == "TRAIN" else facts.test_batch
     include = f"include {{ phase: {phase} }}"
     means = " ".join(f"mean_value: {value:g}" for value in facts.mean)
     mirror = "mirror: true " if phase == "TRAIN" else ""
@@ -157,7 +163,7 @@ def solver(facts: NetFacts) -> str:
     epoch = max(math.ceil(facts.counts["train"] / facts.batch), 1)
     test = ""
     if "val" in facts.counts:
-        steps = math.ceil(facts.counts["val"] / max(min(32, facts.counts["val"]), 1))
+        steps = math.ceil(facts.counts["val"] / facts.test_batch)
         test = f"test_iter: {steps}  # once through the validation images\ntest_interval: {epoch}\n"
     return f"""\
 net: {quoted(facts.path("train_val.prototxt"))}
