@@ -6,13 +6,16 @@ TORCH_PYTHON ?=
 # As many processes as there are cores, but no more than 4; each takes half a gigabyte.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help train test kill-test test-all fuzz bench zoo snippets docs dist environment clean
+.PHONY: help train tags test kill-test test-all fuzz bench zoo snippets docs dist environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 train: environment  ## train the digits example in Caffe and draw its pictures
 	.venv/bin/python examples/digits/solve.py
+
+tags: environment   ## the tutorial for one's own images: convert, train, evaluate, deploy, predict
+	examples/tags/run.sh
 
 test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from itertools import islice
@@ -9,10 +10,13 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from ..data.feed import ImageDataOptions
+from ..data.writers import read_index, write_index
 from ..errors import UsageError
 from ..files import read_lines
 from ..nets.data_layers import sources
 from ..nets.databases import open_database
+from ..nets.image_index import index_options, reads_index
 from ..nets.weights import load_net
 from .images import decode, decode_image, read_bytes
 from .preprocessing import NAME, Preprocessing, read_mean_image
@@ -83,6 +87,8 @@ def of_layer(layer: Any) -> Preprocessing:
             resize = (parameter.new_height, parameter.new_width)
     elif layer.type == "Data":
         channels, resize, turned = of_stored(layer, name)
+    elif reads_index(layer):
+        return of_index(layer)
     else:
         raise UnknownPreprocessing(f"{name} does not tell from what pixels its numbers came")
     transform = layer.transform_param
@@ -91,6 +97,17 @@ def of_layer(layer: Any) -> Preprocessing:
     else:
         mean = tuple(transform.mean_value) or (0.0,)
     return Preprocessing(mean, transform.scale, channels, resize, transform.crop_size, turned)
+
+
+def of_index(layer: Any) -> Preprocessing:
+    """What MultilabelImageDataLayer does, by its options."""
+    try:
+        options = ImageDataOptions.parse(layer.python_param.param_str)
+    except (TypeError, ValueError) as error:
+        raise UnknownPreprocessing(f"param_str of layer {layer.name!r} has {error}") from error
+    resize = options.geometry.size or options.geometry.short_side
+    channels = "BGR" if options.is_color else "GRAY"
+    return Preprocessing(options.mean_value, options.scale, channels, resize, options.crop_size, white=True)
 
 
 def of_stored(layer: Any, name: str) -> Tuple[str, Optional[Tuple[int, int]], bool]:
@@ -136,6 +153,8 @@ def disproof(preprocessing: Preprocessing, layer: Any) -> Optional[str]:
     if layer.type == "ImageData":
         first = read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")[0].rsplit(" ", 1)[0]
         content = read_bytes(layer.image_data_param.root_folder + first)
+    elif reads_index(layer):
+        content = read_bytes(read_index(index_options(layer)["source"]).paths[0])
     else:
         content = next(stored(layer)).data
     gray = preprocessing.channels == "GRAY"
@@ -150,7 +169,7 @@ def disproof(preprocessing: Preprocessing, layer: Any) -> Optional[str]:
             return str(error).replace(path, "the first image").rstrip(".")
     if found.shape != expected.shape:
         return f"of the first image it makes the shape {found.shape}, and Caffe {expected.shape}"
-    levels = float(np.abs(found - expected).max()) / max(abs(layer.transform_param.scale), 1e-30)
+    levels = float(np.abs(found - expected).max()) / max(abs(preprocessing.scale), 1e-30)
     if levels <= TOLERANCE * max(1.0, float(np.abs(expected).max() / 256)):
         return None
     return f"of the first image it makes what differs by up to {levels:.3g} levels of 256 from what Caffe makes"
@@ -171,6 +190,14 @@ def one_image_layer(layer: Any, path: str, folder: str) -> Any:
         copy.image_data_param.ClearField("rand_skip")
         with open(copy.image_data_param.source, "w", encoding="utf-8") as file:
             file.write(f"{path} 0\n")
+        return copy
+    if reads_index(layer):
+        index = os.path.join(folder, "index.txt")
+        labels = read_index(index_options(layer)["source"])
+        write_index(index, labels._replace(paths=[path]), [0])
+        copy.python_param.param_str = json.dumps(
+            {**index_options(layer), "source": index, "batch_size": 1, "workers": 0}
+        )
         return copy
     copy.data_param.source, copy.data_param.batch_size = os.path.join(folder, "lmdb"), 1
     copy.data_param.backend = copy.data_param.LMDB

@@ -90,6 +90,8 @@ def test_a_net_that_reads_it_is_trained_and_evaluated(folder, tmp_path):
     path.write_text(data + NET)
     solver = write_solver(tmp_path, path, max_iter=100, snapshot=100, test_interval=100, base_lr=0.01)
     run = train(solver, out=str(tmp_path / "run"))
+    kept = json.loads((tmp_path / "run" / "preprocessing.json").read_text())  # proved on an image as it was written
+    assert (kept["mean"], kept["scale"], kept["resize"], kept["crop"]) == ([90.0], 0.01, [24, 24], 0)
     found = net_outputs(str(path), run["weights"])
     assert len(found.truth) == 13
     assert run["best"]["value"] == pytest.approx(1.0)  # each image shows its labels
