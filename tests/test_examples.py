@@ -292,6 +292,40 @@ def test_comparison_prints_what_each_loss_reached(compare, digits_runs):
         assert f"| {loss} | {cells} |" in compare(False).stdout.splitlines()
 
 
+def test_an_interrupted_comparison_goes_on_where_it_was(digits, monkeypatch, capsys, tmp_path):
+    measured = []
+
+    def pretend(loss, balance, seed, *_, **__):
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        measured.append((loss, seed))
+        return dict.fromkeys(METRICS, seed + len(loss) / 100), None
+
+    monkeypatch.setattr(digits, "run", pretend)
+    monkeypatch.setattr(digits, "source_folder_of", lambda *arguments: None)
+    with pytest.raises(KeyboardInterrupt):
+        digits.compare([1, 2], 1200, tmp_path, imbalanced=False)
+    shown = capsys.readouterr().out
+    assert shown.startswith("10 of 10 runs to go, about 9 minutes; ")
+    assert "\n7 of 10 done, about 0 minutes left\n" in shown
+    kept, measured[:] = list(measured), []
+    digits.compare([1, 2], 1200, tmp_path, imbalanced=False)
+    shown = capsys.readouterr().out
+    assert shown.startswith("3 of 10 runs to go, about 3 minutes; ")
+    assert sorted(kept + measured) == sorted((loss, seed) for loss in LOSSES for seed in (1, 2))
+    assert "| softmax | 1.570 ± 0.500 |" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_of_other_sources_or_settings_starts_anew(digits, tmp_path):
+    path = tmp_path / "unfinished.json"
+    path.write_text(json.dumps({"sources": "a", "measured": {"softmax, seed 0": {}}}))
+    assert digits.read_unfinished(path, {"sources": "a"}) == {"softmax, seed 0": {}}
+    assert digits.read_unfinished(path, {"sources": "b"}) == {}
+    path.write_text('{"sources": ')  # torn
+    assert digits.read_unfinished(path, {"sources": "a"}) == {}
+
+
 def test_imbalanced_comparison_prints_what_each_way_reached(compare):
     for name in BALANCED:
         metrics = read(compare(True).folder / name.replace(" ", "-") / "metrics.json")["metrics"]

@@ -13,6 +13,7 @@ Caffe reads the canvases from HDF5 files, which are made on the way.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ try:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
+    import multilabel_softmax_loss
     from multilabel_softmax_loss.commands.deploy import deploy
     from multilabel_softmax_loss.commands.history import read_history
     from multilabel_softmax_loss.commands.outputs import net_outputs
@@ -52,6 +54,7 @@ except ImportError as error:
     stop(f"{error}. Run `make environment`, then .venv/bin/python {os.path.relpath(__file__)}")
 
 TRAIN_BATCH, TEST_BATCH = 32, 100
+SECONDS_PER_ITERATION = 0.045  # with what comes after training, on one core of a server
 EVALUATIONS = 12  # of the test canvases while training, but none sooner than 10 iterations after another
 
 WRITTEN = (
@@ -98,7 +101,7 @@ def write_solver(folder, nets, iterations, seed):
 def write_nets(folder, source_folder, loss, balance):
     """Write train.prototxt, tune.prototxt and test.prototxt into `folder`; returns their paths by split.
 
-    All labels of a canvas are asked for in testing, also where training is told a single one.
+    Testing asks for all labels of a canvas, as 0 and 1, also where training is told a single one or weights.
     """
     paths = {}
     weights = data.class_weights(read_split(source_folder, "train", "label"))
@@ -109,7 +112,7 @@ def write_nets(folder, source_folder, loss, balance):
             batch_size=TRAIN_BATCH if training else TEST_BATCH,
             loss="softmax" if loss == "caffe-single" and not training else loss,
             probs=not training,
-            balance=balance,
+            balance=balance if training or balance != "labels" else None,
             class_weights=weights.tolist(),
         )
         paths[split] = folder / f"{split}.prototxt"
@@ -226,24 +229,62 @@ def source_folder_of(output, seed, imbalanced):
 def compare(seeds, iterations, output, imbalanced):
     """Losses on the same canvases, seed by seed; prints mean and standard deviation as a markdown table.
 
-    All five losses; or, on imbalanced canvases, this package's with every way to make up for the imbalance.
+    All five losses; or, on imbalanced canvases, this package's with every way to make up for the imbalance. What an
+    interrupted comparison of the same sources has measured is not measured again.
     """
     variants = [(loss, None) for loss in net.LOSSES]
     columns = METRICS
     if imbalanced:
         variants = [(loss, balance) for loss in net.LAYERS for balance in (None, *net.BALANCES.get(loss, ()))]
         columns = RARE_METRICS
-    rows = {variant: [] for variant in variants}
-    for seed in seeds:
+    unfinished = output / "unfinished.json"
+    settings = {"iterations": iterations, "imbalanced": imbalanced, "sources": digest_of_sources()}
+    measured = read_unfinished(unfinished, settings)
+    runs = [(seed, *variant) for seed in seeds for variant in variants]
+    left = [run for run in runs if run_name(*run) not in measured]
+    estimate = len(left) * iterations * SECONDS_PER_ITERATION / 60
+    print(f"{len(left)} of {len(runs)} runs to go, about {estimate:.0f} minutes; {unfinished} keeps them", flush=True)
+    started = time.time()
+    for number, (seed, loss, balance) in enumerate(left):
+        print(f"\n{run_name(seed, loss, balance)}", flush=True)
         source_folder = source_folder_of(output, seed, imbalanced)
-        for loss, balance in variants:
-            print(f"{variant_name(loss, balance)}, seed {seed}", flush=True)
-            metrics, _ = run(loss, balance, seed, iterations, source_folder, draw=False)
-            rows[loss, balance].append([metrics[name] for name in columns])
-    heads = ["`--loss`", *(["`--balance`"] if imbalanced else []), *columns]
+        measured[run_name(seed, loss, balance)], _ = run(loss, balance, seed, iterations, source_folder, draw=False)
+        unfinished.write_text(json.dumps(dict(settings, measured=measured)))
+        minutes = (time.time() - started) / (number + 1) * (len(left) - number - 1) / 60
+        print(f"{number + 1} of {len(left)} done, about {minutes:.0f} minutes left", flush=True)
+    print_comparison(seeds, variants, columns, measured)
+    unfinished.unlink()
+
+
+def run_name(seed, loss, balance):
+    return f"{variant_name(loss, balance)}, seed {seed}"
+
+
+def digest_of_sources():
+    """Changes with the sources of the package and of this example."""
+    digest = hashlib.sha256(repr(data.SPLITS).encode())
+    for path in sorted([*Path(multilabel_softmax_loss.__file__).parent.rglob("*.py"), *HERE.glob("*.p*")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_unfinished(path, settings):
+    """The metrics by run that an interrupted comparison of these settings has left."""
+    try:
+        found = json.loads(path.read_text())
+        measured = found.pop("measured")
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
+    return measured if found == settings else {}
+
+
+def print_comparison(seeds, variants, columns, measured):
+    balances = any(balance for _, balance in variants)
+    heads = ["`--loss`", *(["`--balance`"] if balances else []), *columns]
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    for (loss, balance), values in rows.items():
-        cells = [loss, *([balance or ""] if imbalanced else [])]
+    for loss, balance in variants:
+        values = [[measured[run_name(seed, loss, balance)][name] for name in columns] for seed in seeds]
+        cells = [loss, *([balance or ""] if balances else [])]
         cells += [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(np.mean(values, axis=0), np.std(values, axis=0))]
         print(f"| {' | '.join(cells)} |")
 
