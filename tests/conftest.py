@@ -103,7 +103,7 @@ class Clock:
 def clock(monkeypatch):
     """The clock of the gradient checker, so that no verdict depends on how fast or how busy the machine is."""
     clock = Clock()
-    for module in ("report", "slopes", "judgement", "diagnosis", "function", "measurement", "layer"):
+    for module in ("report", "slopes", "settling", "judgement", "diagnosis", "function", "measurement", "layer"):
         monkeypatch.setattr(f"multilabel_softmax_loss.gradient_check.{module}.time", clock)
     return clock
 

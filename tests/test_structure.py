@@ -26,7 +26,7 @@ ARROWS = {
     "files": {"errors"},
     "param_str": set(),
 }
-CORE = ("report", "slopes", "judgement", "diagnosis", "function")  # of the gradient checker
+CORE = ("report", "slopes", "settling", "judgement", "diagnosis", "function")  # of the gradient checker
 NUMPY_ONLY = ("losses/", *(f"gradient_check/{name}" for name in CORE))
 NOT_NUMPY = {"caffe", "numba", "llvmlite", "scipy", "sklearn", "h5py", "lmdb", "cv2"}
 COMMANDS = {"train", "evaluate", "predict", "deploy", "check_gradient", "snippet", "convert", "migrate"}

@@ -1,7 +1,8 @@
 """Caffe Python layers for the gradient checker: each with one planted defect, or right, or beyond telling.
 
-`DEFECTS`, `RIGHT` and `UNTELLABLE` are the cages: how to make a layer's bottoms for a batch, and what the checker has
-to say. The defects of layers people passed around are rebuilt from the description of what they compute.
+`DEFECTS`, `WARNED` (whose gradient is right, and whose manners do harm in other nets only), `RIGHT` and `UNTELLABLE`
+are the cages: how to make a layer's bottoms for a batch, and what the checker has to say. The defects of layers people
+passed around are rebuilt from the description of what they compute.
 """
 
 import itertools
@@ -644,6 +645,185 @@ class SecondTopForgotten(SquareAndCube):
             bottom[0].diff[...] = 2 * bottom[0].data * top[0].diff
 
 
+class TutorialEuclidean(Euclidean):
+    """Caffe's own example: right, but it does not look at top.diff."""
+
+    def backward(self, top, propagate_down, bottom):
+        for i, sign in enumerate([1, -1]):
+            if propagate_down[i]:
+                bottom[i].diff[...] = sign * self.difference / bottom[i].num
+
+
+class Float32Buffer(Euclidean):
+    """Right: base of losses that hold their difference in float32, and bend."""
+
+    def forward(self, bottom, top):
+        self.difference[...] = bottom[0].data - bottom[1].data
+        top[0].data[...] = np.sum(self.terms(self.difference)) / bottom[0].num
+
+    def backward(self, top, propagate_down, bottom):
+        for i, sign in enumerate([1, -1]):
+            if propagate_down[i]:
+                bottom[i].diff[...] = sign * top[0].diff * self.slopes(self.difference) / bottom[i].num
+
+
+class L1InFloat32(Float32Buffer):
+    def terms(self, difference):
+        return np.abs(difference)
+
+    def slopes(self, difference):
+        return np.sign(difference)
+
+
+class SmoothL1InFloat32(Float32Buffer):
+    def terms(self, difference):
+        size = np.abs(difference)
+        return np.where(size < 1, difference**2 / 2, size - 0.5)
+
+    def slopes(self, difference):
+        return np.clip(difference, -1, 1)
+
+
+class SquaredHingeInFloat32(Float32Buffer):
+    def terms(self, difference):
+        return np.maximum(0, 1 - difference) ** 2
+
+    def slopes(self, difference):
+        return -2 * np.maximum(0, 1 - difference)
+
+
+class L1HalfInFloat32(L1InFloat32):
+    def slopes(self, difference):
+        return np.sign(difference) / 2
+
+
+class LogOfProbabilities(SoftmaxLoss):
+    """Right: bottom 0 holds probabilities, some of which are next to 0."""
+
+    def loss(self, scores, labels):
+        return -np.sum(labels * np.log(scores), dtype=np.float64)
+
+    def gradient(self, scores, labels):
+        return -labels / scores
+
+
+class LogOfProbabilitiesHalf(LogOfProbabilities):
+    def gradient(self, scores, labels):
+        return super().gradient(scores, labels) / 2
+
+
+class FarTanh(SoftmaxLoss):
+    """Right: bends within 1 of scores of 10,000."""
+
+    def loss(self, scores, labels):
+        return np.sum(np.tanh(scores - 1e4), dtype=np.float64)
+
+    def gradient(self, scores, labels):
+        return 1 - np.tanh(scores - 1e4) ** 2
+
+
+class RootAtZero(SoftmaxLoss):
+    """The slope of a root is infinite at 0, and its gradient claims a number there."""
+
+    def loss(self, scores, labels):
+        return np.sum(np.sqrt(scores), dtype=np.float64)
+
+    def gradient(self, scores, labels):
+        return np.where(scores > 0, 0.5 / np.sqrt(np.maximum(scores, 1e-30)), 123)
+
+
+class LossAndAccuracy(SoftmaxLoss):
+    """Right: a second top shows how often the best score is labelled, and has no gradient."""
+
+    def reshape(self, bottom, top):
+        top[0].reshape(1)
+        top[1].reshape(1)
+
+    def forward(self, bottom, top):
+        super().forward(bottom, top)
+        best = bottom[0].data.argmax(axis=1)
+        top[1].data[...] = np.mean(bottom[1].data[np.arange(len(best)), best] > 0)
+
+
+class Positives(caffe.Layer):
+    """Right: its top has as many rows as the data say."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape(max(1, int((bottom[0].data > 0).sum())))
+
+    def forward(self, bottom, top):
+        self.chosen = bottom[0].data > 0
+        top[0].reshape(int(self.chosen.sum()))
+        top[0].data[...] = bottom[0].data[self.chosen]
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = 0
+            bottom[0].diff[self.chosen] = top[0].diff
+
+
+class Difference(caffe.Layer):
+    """Right: both bottoms are inputs, neither a label."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data - bottom[1].data
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = top[0].diff
+
+
+class Dropout(caffe.Layer):
+    """Right: draws what it drops, from a generator of its own."""
+
+    def setup(self, bottom, top):
+        self.generator = np.random.RandomState(0)
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        self.mask = 2.0 * (self.generator.rand(*bottom[0].data.shape) < 0.5)
+        top[0].data[...] = bottom[0].data * self.mask
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = top[0].diff * self.mask
+
+
+class SampledRows(caffe.Layer):
+    """Right: hands on rows drawn with NumPy's generator."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape(3, bottom[0].data.shape[1])
+
+    def forward(self, bottom, top):
+        self.rows = np.random.choice(len(bottom[0].data), 3)
+        top[0].data[...] = bottom[0].data[self.rows]
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = 0
+            np.add.at(bottom[0].diff, self.rows, top[0].diff)
+
+
+class WithoutBackward(SoftmaxLoss):
+    def backward(self, top, propagate_down, bottom):
+        """A metric needs none; a loss does."""
+
+
 # ---- what they are fed -----------------------------------------------------------------------------------------------
 
 
@@ -737,6 +917,24 @@ def alone(random, batch):
     return [random.randn(batch, CLASSES)]
 
 
+def next_to_zero(random, batch):
+    """Probabilities, every other one of a label next to 0."""
+    labels = multi_hot(random, batch)
+    probabilities = random.uniform(0.1, 1, labels.shape)
+    probabilities[labels > 0] *= 10.0 ** random.choice([0, -9], int(labels.sum()))
+    return [probabilities, labels]
+
+
+def far_off(random, batch):
+    return [1e4 + random.randn(batch, CLASSES), np.zeros((batch, CLASSES))]
+
+
+def zeros_but_one(random, batch):
+    scores = np.zeros((batch, CLASSES))
+    scores[:, 0] = random.uniform(1, 4, batch)
+    return [scores, np.zeros((batch, CLASSES))]
+
+
 def unknown_in_places(random, batch):
     """Labels of -1 are unknown; every sample keeps a label that is known."""
     scores, labels = labelled(random, batch)
@@ -761,10 +959,11 @@ def per_pixel_with_weight(random, batch):
 
 
 class Cage:
-    """A layer of the zoo, the bottoms it gets, and what the checker has to find."""
+    """A layer of the zoo, the bottoms it gets, and what the checker has to find: `finding`, and perhaps `also`."""
 
-    def __init__(self, layer, finding=None, says="", feed=labelled, **arguments):
+    def __init__(self, layer, finding=None, says="", feed=labelled, also=(), **arguments):
         self.layer, self.finding, self.says, self.feed, self.arguments = layer, finding, says, feed, arguments
+        self.also = also
         self.module = "layer_zoo" if layer.__module__ == __name__ else "multilabel_softmax_loss"
         self.name = layer.__name__ if feed is labelled else f"{layer.__name__}, {feed.__name__.replace('_', ' ')}"
 
@@ -798,25 +997,29 @@ DEFECTS = [
     Cage(NegativesTwice, "wrong-gradient", "coordinates probed are wrong"),
     Cage(FocalLoss, "gradient-not-finite", "nan", feed=confident),
     Cage(LogOfSoftmax, "loss-not-finite", "the top holds", feed=far_apart),
-    Cage(IgnoresTopDiff, "ignores-loss-weight", "loss_weight"),
-    Cage(TopDiffSquared, "not-linear-in-top-diff", "top.diff"),
+    Cage(IgnoresTopDiff, "ignores-loss-weight", "loss_weight", also=("wrong-factor",), loss_weight=3.0),
+    Cage(TopDiffSquared, "not-linear-in-top-diff", "top.diff", also=("wrong-factor",), loss_weight=3.0),
+    Cage(
+        TutorialEuclidean,
+        "ignores-loss-weight",
+        "loss_weight",
+        feed=pairs,
+        wrt=(0, 1),
+        also=("wrong-factor",),
+        loss_weight=2.0,
+    ),
     Cage(OverwritesTopDiff, "writes-top-diff", "loss_weight"),
     Cage(WritesScores, "writes-bottom-data", "bottom[0]"),
     Cage(WritesLabels, "writes-bottom-data", "bottom[1]", feed=weighted),
     Cage(BackwardWritesScores, "writes-bottom-data", "backward"),
-    Cage(ScalesItsBufferInBackward, "second-backward-differs", "second backward"),
     Cage(AddsToDiff, "accumulates-diff", "adds to"),
     Cage(LeavesRowsUnwritten, "unwritten-diff", "unwritten", feed=some_unlabelled),
-    Cage(IgnoresPropagateDown, "ignores-propagate-down", "propagate_down[0]"),
-    Cage(AlwaysWritesLabelDiff, "ignores-propagate-down", "propagate_down[1]"),
-    Cage(LabelDiffUnfilled, "label-diff-unfilled", "bottom[1]"),
+    Cage(LabelDiffUnfilled, "label-diff-unfilled", "bottom[1]", force_backward=True),
     Cage(RunningMean, "state-leaks", "forwards before"),
     Cage(ScoresOfTheFirstForward, "state-leaks", "gradient"),
     Cage(GradientAccumulatesOverForwards, "state-leaks", "gradient"),
     Cage(BatchOfSetup, "wrong-after-reshape", "loss differs"),
     Cage(BufferOfSetup, "wrong-after-reshape", "broadcast"),
-    Cage(HiddenNoise, "random-loss", "generator seeded"),
-    Cage(OwnGenerator, "random-loss", "new nets differ"),
     Cage(RaisesInSetup, "raises-in-setup", "no such option"),
     Cage(RaisesInReshape, "raises-in-reshape", "do not match"),
     Cage(RaisesInForward, "raises-in-forward", "TypeError"),
@@ -825,6 +1028,23 @@ DEFECTS = [
     Cage(ShiftForgotten, "zero-gradient", "blobs[1]", feed=alone),
     Cage(ScaleAveraged, "wrong-factor", "blobs[0]", feed=alone),
     Cage(SecondTopForgotten, "wrong-gradient", "cosine", feed=alone, tops=2),
+    Cage(L1HalfInFloat32, "wrong-factor", "times the slope of the loss: 1/2", feed=pairs, wrt=(0, 1)),
+    Cage(LogOfProbabilitiesHalf, "wrong-factor", "times the slope of the loss: 1/2", feed=next_to_zero),
+    Cage(WithoutBackward, "no-backward", "nothing below"),
+]
+
+WARNED = [
+    Cage(IgnoresTopDiff, "ignores-loss-weight", "Harmless while loss_weight is 1."),
+    Cage(TutorialEuclidean, "ignores-loss-weight", "Harmless while loss_weight is 1.", feed=pairs, wrt=(0, 1)),
+    Cage(TopDiffSquared, "not-linear-in-top-diff", "Harmless while loss_weight is 1."),
+    Cage(ScalesItsBufferInBackward, "second-backward-differs", "Harmless in training"),
+    Cage(IgnoresPropagateDown, "ignores-propagate-down", "propagate_down[0]"),
+    Cage(AlwaysWritesLabelDiff, "ignores-propagate-down", "propagate_down[1]"),
+    Cage(LabelDiffUnfilled, "label-diff-unfilled", "Harmless without force_backward."),
+    Cage(ParameterDiffReplaced, "overwrites-parameter-diff", "iter_size", feed=alone),
+    Cage(HiddenNoise, "random-loss", "checked with one seed"),
+    Cage(Dropout, "random-loss", "checked with one seed", feed=alone),
+    Cage(SampledRows, "random-loss", "checked with one seed", feed=alone),
 ]
 
 RIGHT = [
@@ -842,7 +1062,6 @@ RIGHT = [
     Cage(Huber, feed=pairs, wrt=(0, 1)),
     Cage(Hinge),
     Cage(ScaleAndShift, feed=alone),
-    Cage(ParameterDiffReplaced, "overwrites-parameter-diff", "iter_size", feed=alone),
     Cage(SquareAndCube, feed=alone, tops=2),
     Cage(SquareAndCube, feed=alone, tops=2, loss_weight=(1.0, 0.0)),
     Cage(Float32Inside),
@@ -850,6 +1069,15 @@ RIGHT = [
     Cage(RightOnlyInFloat64),
     Cage(FarFromZero, mode="caffe"),
     Cage(Constant, "both-zero", "zero"),
+    Cage(L1InFloat32, feed=pairs, wrt=(0, 1)),
+    Cage(SmoothL1InFloat32, feed=pairs, wrt=(0, 1)),
+    Cage(SquaredHingeInFloat32, feed=pairs, wrt=(0, 1)),
+    Cage(LogOfProbabilities, feed=next_to_zero),
+    Cage(FarTanh, feed=far_off),
+    Cage(LossAndAccuracy, tops=2),
+    Cage(LossAndAccuracy, tops=2, loss_weight=(3.0, 0.0)),
+    Cage(Positives, feed=alone),
+    Cage(Difference, feed=pairs),
 ]
 
 # The layers of this package, each option away from its default.
@@ -892,4 +1120,6 @@ UNTELLABLE = [
     Cage(HiddenEverywhere, "cannot-tell", "rounding of the loss"),
     Cage(RightOnlyInFloat64, "cannot-tell", "rounding of the loss", mode="caffe"),
     Cage(ReluAtZero, "cannot-tell", "kinks", feed=equal),
+    Cage(RootAtZero, "cannot-tell", "no slope that could be measured", feed=zeros_but_one),
+    Cage(OwnGenerator, "random-loss", "new nets differ"),
 ]

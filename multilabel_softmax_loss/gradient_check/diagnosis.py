@@ -27,7 +27,8 @@ class Evidence(NamedTuple):
     right: np.ndarray
     judged: np.ndarray  # measured, and no kink
     kink: np.ndarray
-    too_kinked: bool
+    unsettled: np.ndarray  # looked wrong, and did not at finer steps
+    too_few: bool  # so many probes are left out that the others do not speak for the gradient
     still: bool  # no probe changes the objective at all
     verdict: str
     tolerance: float

@@ -6,7 +6,7 @@ from typing import Any, Callable, List
 import numpy as np
 
 from .judgement import Judgement, Question, judge
-from .report import BUDGET, TOLERANCE, Finding, GradientReport, check_numbers, checked_array, report_of
+from .report import BUDGET, PROTOCOL, TOLERANCE, Finding, GradientReport, check_numbers, checked_array, report_of
 
 
 def check_function(
@@ -59,7 +59,7 @@ def check_function(
     except WrongShape as error:
         findings = [Finding("wrong-shape", str(error))]
     except Exception as error:
-        findings.append(Finding("raises", f"{type(error).__name__}: {error}"))
+        findings.append(Finding("raises", f"{type(error).__name__}: {error}", about=PROTOCOL))
     subject = name or getattr(loss, "__name__", type(loss).__name__)
     return report_of(subject, judged, findings, "the function in float64", tolerance, started)
 
@@ -77,7 +77,7 @@ def pose_question(loss, gradient, x, findings, tolerance, seed, deadline) -> Que
         if value.size != 1:
             raise ValueError(f"the loss has shape {value.shape}; expected one number.")
         if not np.array_equal(given, values, equal_nan=True) and not findings:
-            findings.append(Finding("writes-input", "the loss writes into its argument."))
+            findings.append(Finding("writes-input", "the loss writes into its argument.", about=PROTOCOL))
         return value.reshape(1)
 
     analytic = gradient
@@ -85,12 +85,13 @@ def pose_question(loss, gradient, x, findings, tolerance, seed, deadline) -> Que
         given = x.copy()
         analytic = np.array(gradient(given), dtype=np.float64)
         if not np.array_equal(given, x, equal_nan=True):
-            findings.append(Finding("writes-input", "the gradient writes into its argument."))
+            findings.append(Finding("writes-input", "the gradient writes into its argument.", about=PROTOCOL))
     if analytic.shape != x.shape:
         raise WrongShape(f"the gradient has shape {analytic.shape}; expected {x.shape}, that of the argument.")
     first, second = outputs(x), outputs(x)
     if not np.array_equal(first, second, equal_nan=True):
-        findings.append(Finding("random-loss", f"two calls with one argument give {first[0]:g} and {second[0]:g}."))
+        sentence = f"two calls with one argument give {first[0]:g} and {second[0]:g}."
+        findings.append(Finding("random-loss", sentence, about=PROTOCOL))
     return Question(
         outputs=outputs, weights=np.ones(1), analytic=analytic, x=x, array="x", tolerance=tolerance, seed=seed,
         deadline=deadline,

@@ -11,7 +11,8 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from .diagnosis import Evidence, fit, name_failure
-from .report import Coordinate, Finding
+from .report import NOTE, Coordinate, Finding
+from .settling import SUPPORTED, confirm
 from .slopes import SAFETY, SIGMAS, Objective, Probe, Slopes, climb, direction, scales
 
 ALL_COORDINATES = 600
@@ -73,13 +74,13 @@ def judge(question: Question) -> Judgement:
     elif not evidence.probed.any():
         why = "no slope could be measured within the time and the domain of the loss"
     elif not analytic.any() and evidence.still:
-        said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", fatal=False)
+        said = Finding("both-zero", f"{array}: the gradient is zero, and so is every slope of the loss.", NOTE)
         return Judgement("pass", counts(evidence), [said], 0.0, 0.0, math.nan, 0.0)
     elif not evidence.yardstick.any():
         why = "no slope could be told from zero"
     else:
         return conclude(question, evidence)
-    return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", fatal=False))
+    return stop("inconclusive", "not measured", Finding("cannot-tell", f"{array}: {why}.", NOTE))
 
 
 def gather_evidence(question: Question, objective: Objective) -> Optional[Evidence]:
@@ -131,10 +132,9 @@ def conclude(question: Question, evidence: Evidence) -> Judgement:
             f"{evidence.array}: the error bar exceeds the tolerance along {int((judged & ~evidence.right).sum())} of "
             f"{int(evidence.probed.sum())} probes; rounding of the loss is {evidence.objective.noise:.1g}."
         )
-        if evidence.too_kinked:
-            sentence = f"{evidence.array}: kinks along {kink.sum()} of {evidence.probed.sum()} probes"
-            sentence += " leave too little to judge."
-        findings.append(Finding("cannot-tell", sentence, fatal=False))
+        if evidence.too_few:
+            sentence = f"{evidence.array}: {too_few(evidence)}."
+        findings.append(Finding("cannot-tell", sentence, NOTE))
     # The probe that decides: the one furthest beyond its bar in a failure, the least certain one otherwise.
     error, relative_bar = evidence.error, evidence.relative_bar
     score = error - relative_bar if verdict == "fail" else error + relative_bar
@@ -148,6 +148,22 @@ def conclude(question: Question, evidence: Evidence) -> Judgement:
     return Judgement(verdict, note, findings, *measured, worst)
 
 
+def share(slope, part, whole) -> float:
+    """What a part of the probes has of the squares of all slopes claimed."""
+    relative = (slope / (np.abs(slope[whole]).max(initial=0) or 1.0)) ** 2
+    return float(relative[part].sum() / (relative[whole].sum() or 1.0))
+
+
+def too_few(evidence: Evidence) -> str:
+    """Why so many probes are left out that the others do not speak for the gradient."""
+    kink, unsettled = int(evidence.kink.sum()), int((evidence.unsettled & ~evidence.kink).sum())
+    nowhere = int((~evidence.probed).sum())
+    reasons = [f"kinks along {kink}"] if kink else []
+    reasons += [f"slopes that do not settle under finer steps along {unsettled}"] if unsettled else []
+    reasons += [f"no slope that could be measured along {nowhere}"] if nowhere else []
+    return f"{' and '.join(reasons)} of {len(evidence.probes)} probes leave too little to judge"
+
+
 def place(evidence: Evidence, probe: int) -> Tuple[int, ...]:
     """Where in the array a probe of one coordinate is."""
     return tuple(map(int, np.unravel_index(evidence.probes[probe].index, evidence.analytic.shape)))
@@ -159,7 +175,7 @@ def kinks(evidence: Evidence) -> Finding:
     sentence = f"{evidence.array}: the one-sided slopes disagree along {int(kink.sum())} of "
     sentence += f"{int(evidence.probed.sum())} probes"
     sentence += f" (at {', '.join(map(str, where))})" if where else ""
-    return Finding("kink", sentence + "; left out.", fatal=False)
+    return Finding("kink", sentence + "; left out.", NOTE)
 
 
 def movable(x) -> np.ndarray:
@@ -207,53 +223,88 @@ def more_directions(analytic, x, random) -> List[Probe]:
 
 
 def weigh_probes(question, slopes, random, start=0) -> Evidence:
-    """Measure the slopes from the probe `start` on, and judge all."""
-    probes, analytic, x, tolerance = slopes.probes, question.analytic, question.x, question.tolerance
-    slope = np.array([probe.slope(analytic) for probe in probes])
-    support = np.array([probe.support for probe in probes])
-    single = support == 1
-    spread = ~single & ~np.array([probe.along for probe in probes])
+    """Measure the slopes from the probe `start` on, and judge all; what looks wrong, at finer steps too."""
+    yardsticks = Yardsticks(question.analytic, slopes.probes)
+    climb(slopes, yardsticks.slope, yardsticks, question.tolerance, start)
+    estimate = slopes.estimate()
+    evidence = weigh(question, slopes, yardsticks, estimate, random)
+    if evidence.verdict != "fail":
+        return evidence
+    confirmed, outcomes = confirm(evidence, slopes, movable(question.x))
+    if confirmed:
+        return evidence
+    unsettled = evidence.wrong.copy()
+    value, truncation, rounding = (part.copy() for part in estimate)
+    for j, settled in outcomes.items():
+        if settled.outcome == SUPPORTED:
+            value[j], truncation[j], rounding[j], unsettled[j] = settled.value, settled.bar, 0.0, False
+    return weigh(question, slopes, yardsticks, (value, truncation, rounding), random, unsettled)
 
-    def yardsticks(value):
-        """The largest entry for a coordinate, the norm for a direction; of the two gradients, the larger."""
+
+class Yardsticks:
+    """By what the error of a probe is measured: the largest entry for a coordinate, the norm for a direction.
+
+    Of the two gradients, the larger; the numeric one is known from the values so far.
+    """
+
+    def __init__(self, analytic, probes):
+        self.slope = np.array([probe.slope(analytic) for probe in probes])
+        self.support = np.array([probe.support for probe in probes])
+        self.single = self.support == 1
+        self.spread = ~self.single & ~np.array([probe.along for probe in probes])
+        self.largest = float(np.abs(analytic).max())
+        self.norm = float(np.linalg.norm(analytic))
+        self.size = analytic.size
+
+    def __call__(self, value) -> np.ndarray:
+        single, spread = self.single, self.spread
         known = np.where(np.isfinite(value), np.abs(value), 0)
-        largest = max(np.abs(analytic).max(), known[single].max() if single.any() else 0.0)
-        norm = max(float(np.linalg.norm(analytic)), math.sqrt(np.mean(known[spread] ** 2)) if spread.any() else 0.0)
+        largest = max(self.largest, known[single].max() if single.any() else 0.0)
+        norm = max(self.norm, math.sqrt(np.mean(known[spread] ** 2)) if spread.any() else 0.0)
         if not single.any():
-            largest = max(largest, norm / math.sqrt(x.size))
+            largest = max(largest, norm / math.sqrt(self.size))
         norm = max(norm, largest)
-        own = np.where(single, 0, np.maximum(known, np.abs(slope)))
-        return np.maximum(np.minimum(norm, largest * np.sqrt(support)), own)
+        own = np.where(single, 0, np.maximum(known, np.abs(self.slope)))
+        return np.maximum(np.minimum(norm, largest * np.sqrt(self.support)), own)
 
-    climb(slopes, slope, yardsticks, tolerance, start)
-    value, truncation, rounding = slopes.estimate()
+
+def weigh(question, slopes, yardsticks, estimate, random, unsettled=None) -> Evidence:
+    """What the slopes say. `unsettled` are probes that looked wrong, and did not at finer steps: no verdict there."""
+    analytic, x, tolerance = question.analytic, question.x, question.tolerance
+    value, truncation, rounding = estimate
+    slope, single = yardsticks.slope, yardsticks.single
+    unsettled = np.zeros(len(slope), dtype=bool) if unsettled is None else unsettled
     bar = truncation + SIGMAS * rounding
     yardstick = yardsticks(value)
     probed = np.isfinite(value)
     # The analytic gradient is rounded to the dtype of x too, and there is a least number it can hold.
     least = np.nextafter(np.zeros(1, x.dtype), np.ones(1, x.dtype))[0]
-    rounded = 8 * np.maximum(np.finfo(x.dtype).eps * np.abs(slope), float(least) * np.sqrt(support))
+    rounded = 8 * np.maximum(np.finfo(x.dtype).eps * np.abs(slope), float(least) * np.sqrt(yardsticks.support))
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.abs(slope - value) / yardstick
         relative_bar = (bar + rounded) / yardstick
     bent, kink = slopes.bends(0.5 * tolerance * yardstick)
     # Or a slope that still moves where no smaller step can be told from noise: the loss bends within reach of the step.
     kink = probed & (kink | (bent & (relative_bar > tolerance) & (truncation > SIGMAS * rounding)))
-    judged = probed & ~kink
-    counted = probed & (single if (probed & single).any() else True)
-    too_kinked = bool(2 * (kink & counted).sum() >= counted.sum())
+    judged = probed & ~kink & ~unsettled
     with np.errstate(invalid="ignore", divide="ignore"):
         wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)
         wrong &= slopes.least_error(slope) > tolerance * yardstick
         right = judged & (error + relative_bar <= tolerance)
+    # A coordinate that was tried and has no slope hides as much as one at a kink.
+    tried = slopes.tried.any(axis=0)
+    counted = tried & (single if (probed & single).any() else True)
+    left_out = counted & ~judged
+    # Counted by number, and by what they have of the gradient claimed.
+    too_few = bool(2 * left_out.sum() >= counted.sum() or 2 * share(slope, left_out, counted) > 1)
     # Directions answer for the coordinates, if no kink is along them.
-    directions = 0 < MORE_DIRECTIONS <= (judged & spread).sum() and not (kink & ~single).any()
+    directions = 0 < MORE_DIRECTIONS <= (judged & yardsticks.spread).sum() and not (kink & ~single).any()
     enough = right[judged].all() or (directions and right[judged & ~single].all())
-    verdict = "fail" if wrong.any() else "pass" if enough and not too_kinked else "inconclusive"
-    still = not analytic.any() and slopes.still(tolerance)
     return Evidence(
-        array=question.array, analytic=analytic, probes=probes, slope=slope, value=value, bar=bar, yardstick=yardstick,
-        error=error, relative_bar=relative_bar, single=single, wrong=wrong, right=right, judged=judged, kink=kink,
-        too_kinked=too_kinked, still=still, verdict=verdict, tolerance=tolerance, objective=slopes.objective,
-        deadline=question.deadline, random=random,
+        array=question.array, analytic=analytic, probes=slopes.probes, slope=slope, value=value, bar=bar,
+        yardstick=yardstick, error=error, relative_bar=relative_bar, single=single, wrong=wrong, right=right,
+        judged=judged, kink=kink, unsettled=unsettled, too_few=too_few,
+        still=not analytic.any() and slopes.still(tolerance),
+        verdict="fail" if wrong.any() else "pass" if enough and not too_few else "inconclusive",
+        tolerance=tolerance, objective=slopes.objective, deadline=question.deadline, random=random,
     )  # fmt: skip

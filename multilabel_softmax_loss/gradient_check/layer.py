@@ -6,20 +6,21 @@ exact to many digits. The stand-ins give the verdict where the layer's outputs a
 on them; everywhere else Caffe does, and what float32 hides there is "inconclusive".
 """
 
-import random as python_random
 import time
-from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from ..nets.python_layers import find_class
 from ..nets.reading import quiet_caffe
+from .generators import kept
 from .measurement import Measurement
 from .protocol import check_protocol
-from .report import BUDGET, TOLERANCE, Finding, GradientReport, check_numbers, checked_array, report_of
+from .report import BUDGET, PROTOCOL, TOLERANCE, Finding, GradientReport, check_numbers, checked_array, report_of
 from .runners import Spec, TopWithoutShape
-from .subject import RAISED, BadArgument, Subject, raised
+from .subject import RAISED, BadArgument, Circumstances, Subject, does_nothing, raised
+
+NO_BACKWARD = "its backward is empty: nothing below it learns from it. A metric needs none, and no loss_weight either."
 
 
 def check_layer(
@@ -36,8 +37,9 @@ def check_layer(
     tolerance: float = TOLERANCE,
     budget: float = BUDGET,
     name: str = "",
+    force_backward: bool = False,
 ) -> GradientReport:
-    """Check the gradients of one Caffe Python layer, and its manners.
+    """Check the gradients of one Caffe Python layer, and whether it keeps Caffe's protocol.
 
     Parameters
     ----------
@@ -52,7 +54,8 @@ def check_layer(
     seed : int
         Of everything random here. The generators of NumPy and Python are put back afterwards.
     tops : int
-        How many tops the layer makes. A top that is no scalar, and several tops, are contracted with random weights.
+        How many tops the layer makes. A scalar counts with its loss weight, every entry of another top with a random
+        weight about as large.
     mode : "auto", "caffe" or "float64"
         Which gives the verdict: the better one, the net only, or the stand-ins only.
     parameters : list of arrays or None
@@ -60,6 +63,8 @@ def check_layer(
     tolerance, budget : float, seconds
     name : str
         What to call the layer in the report.
+    force_backward : bool
+        Whether the net has it: then what a layer does wrong under it is a fault, and no warning.
 
     Returns
     -------
@@ -71,25 +76,33 @@ def check_layer(
     ValueError, TypeError : an argument is none of the above.
     ImportError : no such module or class.
     """
-    check_numbers(tolerance, budget, seed)
-    if mode not in ("auto", "caffe", "float64"):
-        raise ValueError(f"mode is {mode!r}; expected 'auto', 'caffe' or 'float64'.")
-    arrays = checked_bottoms(module, layer, param_str, bottoms)
-    spec = checked_spec(Spec(module, layer, param_str, tops, loss_weight, tuple(wrt)), arrays)
-    subject = Subject(spec, checked_class(module, layer), arrays, parameters, seed, mode != "float64")
-    with generators_kept():
-        return check_subject(subject, mode, tolerance, budget, name or f"{module}.{layer}")
+    limits = Limits(seed, tolerance, budget, mode)
+    spec = Spec(module, layer, param_str, tops, loss_weight, tuple(wrt))
+    circumstances = Circumstances(force_backward=bool(force_backward))
+    return check_spec(spec, bottoms, parameters, circumstances, limits, name or f"{module}.{layer}")
 
 
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put NumPy's and Python's generators back afterwards."""
-    saved = np.random.get_state(), python_random.getstate()
-    try:
-        yield
-    finally:
-        np.random.set_state(saved[0])
-        python_random.setstate(saved[1])
+class Limits(NamedTuple):
+    """What every check is given: see `check_layer`."""
+
+    seed: int
+    tolerance: float
+    budget: float
+    mode: str = "auto"
+
+
+def check_spec(spec, bottoms, parameters, circumstances, limits: Limits, name) -> GradientReport:
+    """Check one layer as `check_layer` does, in the circumstances of a net."""
+    check_numbers(limits.tolerance, limits.budget, limits.seed)
+    if limits.mode not in ("auto", "caffe", "float64"):
+        raise ValueError(f"mode is {limits.mode!r}; expected 'auto', 'caffe' or 'float64'.")
+    arrays = checked_bottoms(spec.module, spec.layer, spec.param_str, bottoms)
+    spec = checked_spec(spec, arrays)
+    layer_class = checked_class(spec.module, spec.layer)
+    in_caffe = limits.mode != "float64"
+    subject = Subject(spec, layer_class, arrays, parameters, limits.seed, in_caffe, circumstances)
+    with kept():
+        return check_subject(subject, limits, name)
 
 
 def checked_spec(spec: Spec, arrays) -> Spec:
@@ -125,9 +138,9 @@ def checked_class(module, layer) -> type:
     return found
 
 
-def check_subject(subject: Subject, mode: str, tolerance: float, budget: float, name: str) -> GradientReport:
+def check_subject(subject: Subject, limits: Limits, name: str) -> GradientReport:
     """First the protocol, then the numbers."""
-    started = time.monotonic()
+    tolerance, budget, started = limits.tolerance, limits.budget, time.monotonic()
     findings: List[Finding] = []
 
     def report(judgements=(), judged_on=""):
@@ -138,7 +151,10 @@ def check_subject(subject: Subject, mode: str, tolerance: float, budget: float, 
             subject.set_seed()
             stand_in = subject.stand_in()
             if isinstance(subject.stand_in_error, TopWithoutShape):  # in Caffe, it would end the process
-                findings.append(Finding("top-not-shaped", str(subject.stand_in_error)))
+                findings.append(Finding("top-not-shaped", str(subject.stand_in_error), about=PROTOCOL))
+                return report()
+            if does_nothing(getattr(subject.layer_class, "backward", None)):
+                findings.append(Finding("no-backward", NO_BACKWARD, about=PROTOCOL))
                 return report()
             runner = subject.fresh()
             subject.use_parameters(runner)
@@ -146,9 +162,9 @@ def check_subject(subject: Subject, mode: str, tolerance: float, budget: float, 
             names = {finding.name for finding in findings}
             if names & {"gradient-not-finite", "loss-not-finite"} or any(n.startswith("raises") for n in names):
                 return report()
-            if "state-leaks" in names or ("random-loss" in names and not subject.reseed):
+            if "state-leaks" in names or ("random-loss" in names and not subject.repeats):
                 return report([], "nothing, as the loss changes by itself")
-            stand_in = None if mode == "caffe" else stand_in
+            stand_in = None if limits.mode == "caffe" else stand_in
             if stand_in is None and not subject.in_caffe:
                 raise subject.stand_in_error or RuntimeError("the layer cannot run on stand-ins.")
             if stand_in is not None:
@@ -160,5 +176,5 @@ def check_subject(subject: Subject, mode: str, tolerance: float, budget: float, 
     except BadArgument:
         raise
     except RAISED as error:
-        findings.append(Finding(*raised(error)))
+        findings.append(raised(error))
         return report()

@@ -12,12 +12,26 @@ from ..nets.python_layers import check_python_layers, find_class
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import copy_matching
 from .fill import fill_inputs
-from .layer import check_layer
-from .report import BUDGET, TOLERANCE, VERDICTS, Finding, GradientReport, check_numbers
-from .subject import RAISED, raised
+from .layer import Limits, check_spec
+from .report import BUDGET, NOTE, PROTOCOL, TOLERANCE, VERDICTS, WARNING, Finding, GradientReport, check_numbers
+from .runners import Spec
+from .subject import RAISED, Circumstances, does_nothing, raised
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
+
+
+# Layers that fill their tops before every forward, and do not look at them in backward.
+MADE_ANEW = {
+    "Data",
+    "HDF5Data",
+    "ImageData",
+    "WindowData",
+    "MemoryData",
+    "InnerProduct",
+    "Convolution",
+    "Deconvolution",
+}
 
 
 class NetReport(NamedTuple):
@@ -101,14 +115,6 @@ def check_net(
     return found
 
 
-class Limits(NamedTuple):
-    """What every check is given: see `check_layer`."""
-
-    seed: int
-    tolerance: float
-    budget: float
-
-
 def load(path, python, seed):
     """The net in Caffe; a ValueError that names the Python layer which keeps it from being built."""
     import caffe
@@ -135,11 +141,11 @@ def check_layers(net, parameter, python, wanted, limits: Limits) -> NetReport:
         except RAISED as error:
             if name not in python:
                 raise
-            reports[name] = failed(python[name], Finding(*raised(error)), "fail", limits)
+            reports[name] = failed(python[name], raised(error), "inconclusive", limits)
             skipped.update({other: f"the net does not get past {name}" for other in names[i + 1 :] if other in python})
             break
         if name in python and (not wanted or name in wanted):
-            place = Place(net, python[name], net.layers[i], bottoms, parameters, *paths)
+            place = Place(net, parameter, python[name], net.layers[i], bottoms, parameters, *paths)
             report = check_place(place, limits)
             if isinstance(report, str):
                 skipped[name] = report
@@ -152,7 +158,8 @@ class Place(NamedTuple):
     """A Python layer where it stands in a net."""
 
     net: Any
-    layer: Any  # its LayerParameter
+    message: Any  # the NetParameter of the net
+    layer: Any  # the LayerParameter of the layer
     instance: Any
     bottoms: List[np.ndarray]
     parameters: List[np.ndarray]
@@ -181,19 +188,40 @@ def check_place(place: Place, limits: Limits) -> Union[GradientReport, str]:
         return reason
     if set(layer.top) & set(layer.bottom):
         sentence = "it works in place; give its top a name of its own, so that it can be checked."
-        return failed(layer, Finding("in-place", sentence, fatal=False), "inconclusive", limits)
-    report = check_layer(
-        layer.python_param.module, layer.python_param.layer, place.bottoms, layer.python_param.param_str,
-        loss_weight=weights if wanted else [1.0] + [0.0] * (len(weights) - 1),
-        wrt=place.wrt() or (() if place.parameters else (0,)), tops=len(weights), parameters=place.parameters,
-        name=subject(layer), **limits._asdict(),
+        return failed(layer, Finding("in-place", sentence, NOTE), "inconclusive", limits)
+    spec = Spec(
+        layer.python_param.module, layer.python_param.layer, layer.python_param.param_str, len(weights),
+        tuple(weights) if wanted else (1.0,) + (0.0,) * (len(weights) - 1),
+        tuple(place.wrt() or (() if place.parameters else (0,))),
     )  # fmt: skip
+    report = check_spec(spec, place.bottoms, place.parameters, circumstances(place), limits, subject(layer))
     if not wanted:
         if "raises-in-backward" in report.names:
             return f"nothing asks for its backward, which raises {report.findings[0].partition(': ')[2]}"
         sentence = "without loss_weight Caffe never calls its backward; checked as if it were 1."
-        report.findings.append(Finding("no-loss-weight", sentence, fatal=False))
+        report.findings.append(Finding("no-loss-weight", sentence, WARNING, PROTOCOL))
     return report
+
+
+def circumstances(place: Place) -> Circumstances:
+    """What of the net decides whether a breach of the protocol does harm."""
+    net, layer, message = place.net, place.layer, place.message
+    bottoms = net.bottom_names[layer.name]
+    stops = [k for k, wanted in enumerate(layer.propagate_down) if not wanted and bottoms[k] in place.learns]
+    makers = {top: other for other in message.layer for top in other.top}
+    readers = [bottom for other in message.layer for bottom in other.bottom]
+    private = [
+        k for k, bottom in enumerate(layer.bottom)
+        if readers.count(bottom) == 1 and bottom in makers and makers[bottom].type in MADE_ANEW
+    ]  # fmt: skip
+    names = [spec.name for other in message.layer for spec in other.param if spec.name]
+    return Circumstances(
+        force_backward=message.force_backward,
+        passes_on=any(top in place.losses for top in net.top_names[layer.name]),
+        stops=tuple(stops),
+        private=tuple(private),
+        shares_parameters=any(names.count(spec.name) > 1 for spec in layer.param if spec.name),
+    )
 
 
 def failed(layer, finding, verdict, limits) -> GradientReport:
@@ -229,10 +257,6 @@ def backward_paths(net, parameter) -> Tuple[set, set]:
     return learns, losses
 
 
-def _nothing(self, top, propagate_down, bottom):
-    pass
-
-
 def no_gradient(layer_class, bottoms, tops, wanted) -> str:
     """Why a layer has no gradient to check; empty where it has one."""
     import caffe
@@ -242,8 +266,7 @@ def no_gradient(layer_class, bottoms, tops, wanted) -> str:
         return f"it has no {'tops' if bottoms else 'bottoms'}"
     if backward is None or backward is getattr(caffe.Layer, "backward", None):
         return "it has no backward"
-    code = getattr(backward, "__code__", None)
-    if not wanted and code is not None and code.co_code == _nothing.__code__.co_code:
+    if not wanted and does_nothing(backward):
         return "its backward is empty, and nothing asks for it"
     return ""
 
@@ -257,9 +280,9 @@ def blame(error, python) -> str:
         name for name, layer in python.items()
         if owner is not None and find_class(layer.python_param.module, layer.python_param.layer) is owner
     ]  # fmt: skip
-    name, sentence = raised(error)
+    finding = raised(error)
     who = f"layer {' or '.join(map(repr, guilty))}" if guilty else "a layer"
-    return f"{who} {name.replace('-', ' ')}: {sentence}"
+    return f"{who} {finding.name.replace('-', ' ')}: {finding.partition(': ')[2]}"
 
 
 def show(answer, texts) -> str:

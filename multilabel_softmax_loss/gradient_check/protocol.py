@@ -4,7 +4,8 @@ from typing import Callable, Iterator, List, NamedTuple
 
 import numpy as np
 
-from .report import Finding
+from .generators import state_of_all
+from .report import FAULT, PROTOCOL, WARNING, Finding
 from .runners import Runner, flat
 from .subject import RAISED, Subject, all_close, close, raised, said
 
@@ -17,12 +18,17 @@ class Rule(NamedTuple):
     if_blobs: bool = False  # only where the layer has learnable blobs
 
 
+def breach(name: str, sentence: str, harm: bool = True, otherwise: str = "") -> Finding:
+    """A fault where it does harm as things stand; else a warning that says why it does none, and when it would."""
+    return Finding(name, sentence if harm else f"{sentence} {otherwise}", FAULT if harm else WARNING, PROTOCOL)
+
+
 def check_protocol(subject: Subject, runner: Runner) -> List[Finding]:
     """What a layer does against the rules, in the order of RULES; no more than one finding of a name."""
     findings: List[Finding] = []
 
     def names():
-        return [finding.name for finding in findings]
+        return {finding.name for finding in findings}
 
     def follow(check):
         try:
@@ -30,72 +36,88 @@ def check_protocol(subject: Subject, runner: Runner) -> List[Finding]:
                 if finding.name not in names():
                     findings.append(finding)
         except RAISED as error:
-            findings.append(Finding(*raised(error)))
+            findings.append(raised(error))
 
     follow(check_forward)
-    if {"loss-not-finite", "raises-in-forward", "raises-in-reshape"} & set(names()):
+    if names() & {"loss-not-finite", "raises", "raises-in-forward", "raises-in-reshape", "raises-in-backward"}:
         return findings
     try:
         subject.lift_loss_weight(runner)
     except RAISED as error:
-        return [*findings, Finding(*raised(error))]
-    repeats = "random-loss" not in names()
+        return [*findings, raised(error)]
     for rule in RULES:
-        if (rule.in_caffe and not (subject.in_caffe and repeats)) or (rule.if_blobs and not len(runner.blobs)):
+        if (rule.in_caffe and not (subject.in_caffe and subject.repeats)) or (rule.if_blobs and not len(runner.blobs)):
             continue
         follow(rule.check)
         # What else goes wrong would follow from these.
-        if {"raises-in-forward", "raises-in-backward", "gradient-not-finite", "state-leaks"} & set(names()):
+        if names() & {"raises-in-forward", "raises-in-backward", "gradient-not-finite", "state-leaks"}:
             break
     return findings
 
 
 def check_forward(subject: Subject, runner: Runner) -> Iterator[Finding]:
     """Forward leaves its bottoms alone and repeats itself, whatever random numbers and forwards came before."""
+    before = state_of_all(runner.layer)
     runner.load(subject.arrays)
     runner.run_forward()
+    yield from written_data(subject, runner, "forward changes the data of bottom[{}]")
+    outputs = flat([runner.tops[i].data.copy() for i in range(len(runner.tops))])
+    if not np.isfinite(outputs).all():
+        yield Finding("loss-not-finite", f"the top holds {outputs[~np.isfinite(outputs)][0]}.")
+        return
+    if state_of_all(runner.layer) != before:
+        subject.reseed = True
+        drawn = [results(subject, runner, offset) for offset in (0, 0, 0, 1, 2)]
+        if all_close(drawn[:3]):
+            if not all_close(drawn):
+                yield random_loss("it draws random numbers, as dropout and sampling do; checked with one seed")
+            return
+    repeated = [outputs, *(flat(subject.forward(runner)) for _ in range(2))]
+    if all_close(repeated):
+        return
+    fresh = [flat(subject.forward(subject.fresh())) for _ in range(3)] if subject.in_caffe else []
+    again = f"{float(repeated[0][0]):g}, then {float(repeated[1][0]):g} on the same data"
+    if fresh and all_close(fresh):
+        yield breach("state-leaks", f"the loss depends on the forwards before it: {again}.")
+        return
+    subject.repeats = False
+    yield random_loss(f"{again}, and new nets differ too: it draws from a generator that nothing seeds")
+
+
+def random_loss(why: str) -> Finding:
+    otherwise = "Harmless in training; tests and resumed runs do not repeat themselves."
+    return breach("random-loss", f"the same data give another loss or gradient each time: {why}.", False, otherwise)
+
+
+def results(subject: Subject, runner: Runner, offset: int) -> np.ndarray:
+    """All that a forward and a backward make, seeded."""
+    subject.set_seed(runner, offset)
+    outputs = runner.forward(subject.arrays)
+    gradients = subject.gradient(runner)
+    return flat([*outputs, *(gradients[i] for i in subject.checked(runner))])
+
+
+def written_data(subject: Subject, runner: Runner, sentence: str) -> Iterator[Finding]:
     for i, array in enumerate(subject.arrays):
         if not np.array_equal(runner.bottoms[i].data, array.astype(runner.dtype), equal_nan=True):
-            yield Finding("writes-bottom-data", f"forward changes the data of bottom[{i}].")
-    outputs = [flat([runner.tops[i].data.copy() for i in range(len(runner.tops))])]
-    if not np.isfinite(outputs[0]).all():
-        yield Finding("loss-not-finite", f"the top holds {outputs[0][~np.isfinite(outputs[0])][0]}.")
-        return
-    outputs += [flat(runner.forward(subject.arrays)) for _ in range(2)]
-    if close(outputs[0], outputs[1]) and close(outputs[0], outputs[2]):
-        return
-    repeated = []
-    for _ in range(3):  # two draws may be alike by chance
-        subject.set_seed()
-        repeated.append(flat(runner.forward(subject.arrays)))
-    fresh = []
-    if subject.in_caffe:
-        for offset in (1, 2, 3):  # not what setup draws, only what forward does
-            one = subject.fresh()
-            subject.set_seed(offset)
-            fresh.append(flat(one.forward(subject.arrays)))
-    first, second = float(outputs[0].flat[0]), float(outputs[1].flat[0])
-    again = f"{first:g}, then {second:g} on the same data"
-    hidden = "the loss depends on hidden randomness"
-    if all_close(repeated):
-        subject.reseed = True
-        yield Finding("random-loss", f"{hidden}: {again}; equal with NumPy's generator seeded.")
-    elif fresh and all_close(fresh):
-        yield Finding("state-leaks", f"the loss depends on the forwards before it: {again}.")
-    else:
-        yield Finding("random-loss", f"{hidden}: {again}, and new nets differ too.")
+            harm = i not in subject.circumstances.private
+            changed = sentence.format(i) + (", which other layers read, forth and back." if harm else ".")
+            otherwise = "Harmless here: no other layer reads it, and it is made anew for every forward."
+            yield breach("writes-bottom-data", changed, harm, otherwise)
 
 
 def check_written(subject: Subject, runner: Runner) -> Iterator[Finding]:
     """Backward writes every entry of the bottoms' diffs, and neither the tops nor the data. The diffs are poisoned."""
     subject.forward(runner)
+    weights = subject.weights(runner)
     poisoned = subject.gradient(runner, fill=np.nan)
     tops = [runner.tops[i].diff for i in range(len(runner.tops))]
-    if not all(np.array_equal(diff, weight) for diff, weight in zip(tops, subject.weights)):
-        yield Finding("writes-top-diff", "backward changes top[...].diff, where Caffe keeps loss_weight for good.")
-    for i, array in enumerate(subject.arrays):
-        if not np.array_equal(runner.bottoms[i].data, array.astype(runner.dtype), equal_nan=True):
-            yield Finding("writes-bottom-data", f"backward finds or makes the data of bottom[{i}] changed.")
+    if not all(np.array_equal(diff, weight) for diff, weight in zip(tops, weights)):
+        losses = any(weight.size == 1 and weight.any() for weight in weights) and not subject.circumstances.passes_on
+        sentence = "backward changes top[...].diff"
+        sentence += ", where Caffe puts loss_weight once and for all: it is another one from the next iteration on."
+        yield breach("writes-top-diff", sentence, losses, "Harmless here: the layers above fill it anew.")
+    yield from written_data(subject, runner, "backward finds or makes the data of bottom[{}] changed")
     for i in subject.spec.wrt:
         spoiled = ~np.isfinite(poisoned[i])
         if not spoiled.any():
@@ -109,13 +131,14 @@ def check_written(subject: Subject, runner: Runner) -> Iterator[Finding]:
             where = np.argwhere(~np.isfinite(zero))[0].tolist()
             yield Finding("gradient-not-finite", f"bottom[{i}].diff{where} is {zero[tuple(where)]}.")
         elif (zero[spoiled] == 0).all() and (one[spoiled] == 1).all():
-            yield Finding(
+            yield breach(
                 "unwritten-diff",
                 f"backward leaves {int(spoiled.sum())} of {spoiled.size} entries of bottom[{i}].diff unwritten, "
-                f"such as {where}; Caffe does not clear them.",
+                f"such as {where}; Caffe does not clear them, and they keep what an earlier iteration wrote.",
             )
         else:
-            yield Finding("accumulates-diff", f"backward adds to what bottom[{i}].diff held instead of replacing it.")
+            sentence = f"backward adds to what bottom[{i}].diff held instead of replacing it: gradients pile up."
+            yield breach("accumulates-diff", sentence)
 
 
 def check_second_backward(subject: Subject, runner: Runner) -> Iterator[Finding]:
@@ -126,31 +149,45 @@ def check_second_backward(subject: Subject, runner: Runner) -> Iterator[Finding]
     for i in subject.checked(runner):
         if not close(first[i], second[i]):
             name = subject.names(runner)[i]
-            yield Finding("second-backward-differs", f"a second backward gives another {name}.diff.")
+            sentence = f"a second backward gives another {name}.diff."
+            otherwise = "Harmless in training, where every backward has its own forward."
+            yield breach("second-backward-differs", sentence, False, otherwise)
             return
 
 
 def check_linear(subject: Subject, runner: Runner) -> Iterator[Finding]:
-    """The gradient is linear in top.diff, which carries loss_weight: at 1, -3 and 0."""
-    results = []
-    for scale in (1, -3, 0):
+    """The gradient is linear in the tops' diffs, which carry loss_weight: at 1, -3 and 0, and of one top at a time."""
+    subject.forward(runner)
+    weights = subject.weights(runner)
+
+    def at(*scales):
         subject.forward(runner)
-        results.append(subject.gradient(runner, [np.float32(scale) * weight for weight in subject.weights]))
+        diffs = subject.gradient(runner, [np.float32(scale) * weight for scale, weight in zip(scales, weights)])
+        return [diff.astype(np.float64) for diff in diffs]
+
+    count = len(weights)
+    one, minus_three, zero = (at(*[scale] * count) for scale in (1, -3, 0))
+    alone = [at(*(float(k == top) for k in range(count))) for top in range(count)] if count > 1 else []
+    harm = subject.diffs_vary(runner)
+    otherwise = "Harmless while loss_weight is 1."
     for i in subject.checked(runner):
-        one, minus_three, zero = (result[i].astype(np.float64) for result in results)
         name = subject.names(runner)[i]
-        if not one.any():
+        if not one[i].any():
             continue
-        if close(one, minus_three):
-            yield Finding("ignores-loss-weight", f"{name}.diff does not depend on top.diff, which carries loss_weight.")
-        elif not close(-3 * one, minus_three) or not close(zero, 0 * one, np.abs(one).max()):
+        if close(one[i], minus_three[i]):
+            sentence = f"{name}.diff does not depend on top.diff, which carries loss_weight."
+            yield breach("ignores-loss-weight", sentence, harm, otherwise)
+        elif not close(-3 * one[i], minus_three[i]) or not close(zero[i], 0 * one[i], np.abs(one[i]).max()):
             sentence = f"{name}.diff at -3 times top.diff is not -3 times what it was."
-            yield Finding("not-linear-in-top-diff", sentence)
+            yield breach("not-linear-in-top-diff", sentence, harm, otherwise)
+        elif alone and not close(sum(part[i] for part in alone), one[i]):
+            sentence = f"{name}.diff is no sum of what each top's diff alone makes it."
+            yield breach("not-linear-in-top-diff", sentence, harm, otherwise)
 
 
 def check_propagate_down(subject: Subject, runner: Runner) -> Iterator[Finding]:
     """Backward writes a bottom's diff where propagate_down says so, and nowhere else."""
-    count, wrt = len(subject.arrays), subject.spec.wrt
+    count, wrt, circumstances = len(subject.arrays), subject.spec.wrt, subject.circumstances
     for i in range(count):
         flags = [k != i and k in wrt for k in range(count)]
         subject.forward(runner)
@@ -158,25 +195,29 @@ def check_propagate_down(subject: Subject, runner: Runner) -> Iterator[Finding]:
             diffs = subject.gradient(runner, fill=np.nan, propagate=flags)
         except RAISED as error:
             sentence = f"backward raises with propagate_down[{i}] false: {said(error)}."
-            yield Finding("ignores-propagate-down", sentence)
+            otherwise = f"Harmless while bottom[{i}] gets a gradient, or nothing does."
+            yield breach("ignores-propagate-down", sentence, False, otherwise)
             return
         if not np.isnan(diffs[i]).all():
             sentence = f"backward writes bottom[{i}].diff though propagate_down[{i}] is false."
-            yield Finding("ignores-propagate-down", sentence)
+            otherwise = "Harmless, but for the time it takes, unless propagate_down: false is to stop a gradient."
+            yield breach("ignores-propagate-down", sentence, i in circumstances.stops, otherwise)
     others = [i for i in range(count) if i not in wrt]
-    if not others:
-        return
+    is_loss = any(runner.tops[i].data.size == 1 for i in range(len(runner.tops)))
+    if not others or not is_loss:
+        return  # what is no label is no constant either: its diff is a matter of `wrt`
     subject.forward(runner)
+    otherwise = "Harmless without force_backward."
     try:
         diffs = subject.gradient(runner, fill=np.nan, propagate=[True] * count)
     except RAISED as error:
         sentence = f"with force_backward, backward raises {said(error)}."
-        yield Finding("refuses-force-backward", sentence, fatal=False)
+        yield breach("refuses-force-backward", sentence, circumstances.force_backward, otherwise)
         return
     for i in others:
         if np.isnan(diffs[i]).any():
             sentence = f"under force_backward, backward leaves bottom[{i}].diff unfilled; a constant has zeros there."
-            yield Finding("label-diff-unfilled", sentence)
+            yield breach("label-diff-unfilled", sentence, circumstances.force_backward, otherwise)
 
 
 def check_parameters(subject: Subject, runner: Runner) -> Iterator[Finding]:
@@ -188,7 +229,9 @@ def check_parameters(subject: Subject, runner: Runner) -> Iterator[Finding]:
         expected = once[len(subject.arrays) + i]
         if expected.any() and close(runner.blobs[i].diff, expected):
             sentence = f"backward replaces blobs[{i}].diff; iter_size and shared weights need it added to."
-            yield Finding("overwrites-parameter-diff", sentence, fatal=False)
+            otherwise = "Harmless while iter_size is 1 and nothing shares the blob."
+            harm = subject.circumstances.shares_parameters
+            yield breach("overwrites-parameter-diff", sentence, harm, otherwise)
 
 
 def check_state(subject: Subject, runner: Runner) -> Iterator[Finding]:
@@ -201,11 +244,11 @@ def check_state(subject: Subject, runner: Runner) -> Iterator[Finding]:
     subject.gradient(used)
     for arrays in (other, subject.arrays):
         if not close(flat(subject.forward(new, arrays)), flat(subject.forward(used, arrays))):
-            yield Finding("state-leaks", "the loss is another one after a forward on other data.")
+            yield breach("state-leaks", "the loss is another one after a forward on other data.")
             return
         gradients = subject.gradient(new), subject.gradient(used)
         if not all(close(gradients[0][i], gradients[1][i]) for i in subject.checked(runner)):
-            yield Finding("state-leaks", "the gradient is another one after a forward on other data.")
+            yield breach("state-leaks", "the gradient is another one after a forward on other data.")
             return
         new = subject.fresh()
 
@@ -230,13 +273,13 @@ def check_reshape(subject: Subject, runner: Runner) -> Iterator[Finding]:
             again = subject.forward(old, arrays)
             after = subject.gradient(old, weights)
         except RAISED as error:
-            yield Finding("wrong-after-reshape", f"{changed} it raises {said(error)}.")
+            yield breach("wrong-after-reshape", f"{changed} it raises {said(error)}.")
             return
         pairs = [("loss", flat(loss), flat(again))]
         pairs += [(f"{subject.names(runner)[i]}.diff", gradient[i], after[i]) for i in subject.checked(runner)]
         for what, expected, found in pairs:
             if not close(expected, found):
-                yield Finding("wrong-after-reshape", f"{changed}, {what} differs from that of a new layer.")
+                yield breach("wrong-after-reshape", f"{changed}, {what} differs from that of a new layer.")
                 return
 
 

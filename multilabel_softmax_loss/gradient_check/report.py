@@ -18,20 +18,38 @@ SEEDS = 2**31
 VERDICTS = ("pass", "inconclusive", "fail")
 
 
+FAULT, WARNING, NOTE = "fault", "warning", "note"
+GRADIENT, PROTOCOL = "gradient", "protocol"
+
+
 class Finding(str):
-    """A sentence about a gradient, with a stable `name`; `fatal` ones make the verdict "fail"."""
+    """A sentence about a layer or a function.
+
+    Attributes
+    ----------
+    name : str
+        Stable, such as "wrong-factor".
+    level : "fault", "warning" or "note"
+        A fault makes the verdict "fail". A warning does harm in other circumstances than those that were checked. A
+        note says what was, or was not, looked at.
+    about : "gradient" or "protocol"
+    """
 
     name: str
-    fatal: bool
+    level: str
+    about: str
 
-    def __new__(cls, name: str, sentence: str, fatal: bool = True) -> "Finding":
+    def __new__(cls, name: str, sentence: str, level: str = FAULT, about: str = GRADIENT) -> "Finding":
         finding = super().__new__(cls, f"{name}: {sentence}")
-        finding.name = name
-        finding.fatal = fatal
+        finding.name, finding.level, finding.about = name, level, about
         return finding
 
     def __getnewargs__(self):  # a string with attributes: copy and pickle need all the arguments
-        return self.name, self[len(self.name) + 2 :], self.fatal
+        return self.name, self[len(self.name) + 2 :], self.level, self.about
+
+    @property
+    def fatal(self) -> bool:
+        return self.level == FAULT
 
 
 class Coordinate(NamedTuple):
@@ -44,20 +62,28 @@ class Coordinate(NamedTuple):
     error_bar: float
 
 
+GRADIENT_IN_WORDS = {"pass": "gradient right", "fail": "gradient wrong", "inconclusive": "gradient cannot be told"}
+
+
 class GradientReport:
-    """What a check found out.
+    """What a check found out: one verdict on the gradient, one on the protocol.
 
     Attributes
     ----------
     subject : str
         What was checked.
+    gradient : "pass", "fail" or "inconclusive"
+        Whether it is the slope of the loss.
+    protocol : "pass", "warnings" or "fail"
+        Whether the layer keeps the rules of Caffe; a breach that does no harm as things stand is a warning.
     verdict : "pass", "fail" or "inconclusive"
+        Of both together: "pass" with warnings, too.
     relative_error, error_bar : float
         The largest error of a probe, relative to the gradient's largest entry (a coordinate) or norm (a direction).
     factor : float
         The fitted <a, n> / <n, n> of analytic and numeric slopes: 1 where the gradient is right, nan where unknown.
     findings : list of Finding
-        Sentences, each with a `name`.
+        Sentences, each with a `name` and a `level`.
     worst : list of Coordinate
         The coordinates furthest off.
     mode : str
@@ -66,10 +92,10 @@ class GradientReport:
         What was looked at, and how long it took.
     """
 
-    def __init__(self, subject, verdict, relative_error=math.nan, error_bar=math.nan, factor=math.nan,
+    def __init__(self, subject, gradient, relative_error=math.nan, error_bar=math.nan, factor=math.nan,
                  findings=(), worst=(), mode="", notes=(), tolerance=TOLERANCE):  # fmt: skip
         self.subject = subject
-        self.verdict = verdict
+        self.gradient = gradient
         self.relative_error = relative_error
         self.error_bar = error_bar
         self.factor = factor
@@ -80,9 +106,35 @@ class GradientReport:
         self.tolerance = tolerance
 
     @property
+    def verdict(self) -> str:
+        return "fail" if any(finding.fatal for finding in self.findings) else self.gradient
+
+    @property
+    def warnings(self) -> List[Finding]:
+        return [finding for finding in self.findings if finding.level == WARNING]
+
+    @property
+    def faults(self) -> List[Finding]:
+        """The breaches of the protocol that do harm."""
+        return [finding for finding in self.findings if finding.fatal and finding.about == PROTOCOL]
+
+    @property
+    def protocol(self) -> str:
+        return "fail" if self.faults else "warnings" if self.warnings else "pass"
+
+    @property
     def names(self) -> List[str]:
         """Names of the findings."""
         return [finding.name for finding in self.findings]
+
+    @property
+    def in_words(self) -> str:
+        """Both verdicts, such as "gradient right; 2 warnings"."""
+        counts = [
+            f"{len(found)} {word}{'s' if len(found) > 1 else ''}"
+            for found, word in ((self.faults, "fault"), (self.warnings, "warning")) if found
+        ]  # fmt: skip
+        return f"{GRADIENT_IN_WORDS[self.gradient]}; {', '.join(counts) or 'no warnings'}"
 
     def as_dict(self) -> Dict[str, Any]:
         """Everything, as JSON knows it; what is not finite becomes None."""
@@ -93,24 +145,30 @@ class GradientReport:
         return {
             "subject": self.subject,
             "verdict": self.verdict,
+            "gradient": self.gradient,
+            "protocol": self.protocol,
             "relative_error": plain(self.relative_error),
             "error_bar": plain(self.error_bar),
             "tolerance": self.tolerance,
             "factor": plain(self.factor),
-            "findings": [{"name": f.name, "sentence": str(f), "fatal": f.fatal} for f in self.findings],
+            "findings": [
+                {"name": f.name, "sentence": str(f), "level": f.level, "about": f.about, "fatal": f.fatal}
+                for f in self.findings
+            ],
             "worst": [dict(zip(w._fields, (w.array, list(w.position), *map(plain, w[2:])))) for w in self.worst],
             "mode": self.mode,
             "notes": self.notes,
         }
 
     def __str__(self) -> str:
-        head = f"{self.verdict.upper()}: {self.subject}"
+        lines = [f"{self.verdict.upper()}: {self.subject}: {self.in_words}"]
         if math.isfinite(self.relative_error):
-            head += (
-                f", relative error {self.relative_error:.2g} +- {self.error_bar:.1g}"
+            lines.append(
+                f"  relative error {self.relative_error:.2g} +- {self.error_bar:.1g}"
                 f" (tolerance {self.tolerance:g}), factor {self.factor:.6g}"
             )
-        lines = [head] + [f"  {finding}" for finding in self.findings]
+        for level in (FAULT, WARNING, NOTE):
+            lines += [f"  {level} {finding}" for finding in self.findings if finding.level == level]
         if self.mode:
             lines.append(f"  judged on: {self.mode}")
         lines += [f"  {note}" for note in self.notes]
@@ -125,9 +183,9 @@ class GradientReport:
     __repr__ = __str__
 
 
-def assert_gradient(report: GradientReport) -> None:
-    """Raise AssertionError with the report's text unless the verdict is "pass"."""
-    if report.verdict != "pass":
+def assert_gradient(report: GradientReport, strict: bool = False) -> None:
+    """Raise AssertionError with the report's text unless the verdict is "pass"; with `strict`, for a warning too."""
+    if report.verdict != "pass" or (strict and report.warnings):
         raise AssertionError(str(report))
 
 
@@ -137,12 +195,12 @@ def report_of(subject, judgements, findings, mode, tolerance, started) -> Gradie
     for judged in judgements:
         findings += judged.findings
     worst = sorted((w for m in judgements for w in m.worst), key=lambda w: -abs(w.analytic - w.numeric))
-    verdict = max([m.verdict for m in judgements] or ["inconclusive"], key=VERDICTS.index)
-    if any(finding.fatal for finding in findings):
-        verdict = "fail"
+    gradient = max([m.verdict for m in judgements] or ["inconclusive"], key=VERDICTS.index)
+    if any(finding.fatal and finding.about == GRADIENT for finding in findings):
+        gradient = "fail"
     notes = [m.note for m in judgements] + [f"{time.monotonic() - started:.2f} s"]
     known = [m for m in judgements if math.isfinite(m.relative_error)]
-    report = GradientReport(subject, verdict, findings=findings, worst=worst[:6], mode=mode, notes=notes,
+    report = GradientReport(subject, gradient, findings=findings, worst=worst[:6], mode=mode, notes=notes,
                             tolerance=tolerance)  # fmt: skip
     if known:
         head = max(known, key=lambda m: (VERDICTS.index(m.verdict), m.relative_error))

@@ -81,6 +81,7 @@ class Runner:
     """A layer with its blobs: `forward` and `backward` on arrays. The bottoms are written before every forward."""
 
     dtype: Any
+    layer: Any
     loss_weights: Tuple[float, ...]
     has_run = False
     bottoms: Any
@@ -96,9 +97,8 @@ class Runner:
     def forward(self, arrays) -> List[np.ndarray]:
         self.load(arrays)
         for i in range(len(self.tops)):
-            if (
-                self.has_run
-            ):  # Caffe holds the loss weights there, in forward too; before the first one it does so itself
+            # Caffe holds the loss weights there, in forward too; before the first one it does so itself.
+            if self.has_run:
                 self.tops[i].diff[...] = self.loss_weights[i]
         self.run_forward()
         self.has_run = True
@@ -154,11 +154,25 @@ class StandInRunner(Runner):
 
     def run_forward(self):
         self.layer.reshape(self.bottoms, self.tops)
+        widen(self.layer)
         self.set_loss_weights()  # Caffe holds them there in forward already
         self.layer.forward(self.bottoms, self.tops)
 
     def run_backward(self, propagate):
         self.layer.backward(self.tops, propagate, self.bottoms)
+
+
+def widen(layer) -> None:
+    """Give a layer on stand-ins float64 in place of the float32 buffers it keeps, as Caffe's own example does.
+
+    Its formula is judged here; what float32 makes of it shows in the comparison with Caffe. What shares its memory
+    with another array stays as it is.
+    """
+    kept = {name: value for name, value in vars(layer).items() if isinstance(value, np.ndarray)}
+    bases = {id(value.base) for value in kept.values()}
+    for name, value in kept.items():
+        if value.dtype == np.float32 and value.base is None and id(value) not in bases:
+            setattr(layer, name, value.astype(np.float64))
 
 
 class CaffeRunner(Runner):

@@ -42,6 +42,7 @@ class Objective:
         self.weights = weights
         self.x = x
         self.evaluations = 0
+        self.reshaped = False  # whether the outputs had another shape somewhere
         started = time.monotonic()
         self.center = self.values(x)
         self.value = float(self.weights @ self.center)
@@ -60,27 +61,20 @@ class Objective:
             return np.full_like(self.center, np.nan)
         if self.evaluations == 1:
             self.spacing = np.spacing(np.abs(values)).astype(np.float64)
+        elif values.shape != self.center.shape:  # such as rows that follow the data
+            self.reshaped = True
+            return np.full_like(self.center, np.nan)
         return values.astype(np.float64)
 
     def estimate_noise(self, random, deadline) -> float:
-        """Standard deviation of F under tiny moves of x: that of the outputs' rounding, or more where measured.
-
-        The k-th difference of a smooth function at tiny spacing is its noise, times the root of (2k)!/(k!)^2.
-        """
-        # Relative to each entry itself, lest the move leave the domain; odd distances, lest they be exact by accident.
-        size = np.abs(np.where(np.isfinite(self.x), self.x, 0)) if np.any(self.x) else np.ones(self.x.shape)
-        order = 6
-        gain = math.factorial(order) ** 2 / math.factorial(2 * order)
+        """Standard deviation of F under tiny moves of x: that of the outputs' rounding, or more where measured."""
         jitters, near, far = [], [], []
         for reach in (18, 18, 18, 12, 6, 2):
-            odd = random.uniform(0.5, 1.5, self.x.shape)
-            move = size * random.choice([-1.0, 1.0], self.x.shape) * odd * 2.0**-reach
-            # From one step on, so that a kink at x itself is no noise.
-            line = [self.values((self.x + k * move).astype(self.x.dtype)) for k in range(1, 10)]
-            contracted = (np.asarray(line) - self.center) @ self.weights
+            line = self.line(random, reach)
+            contracted = (line - self.center) @ self.weights
             if reach == 18:
-                near += line
-                jitters.append(math.sqrt(gain * float(np.mean(np.diff(contracted, order) ** 2))))
+                near += list(line)
+                jitters.append(jitter(contracted))
             far += contracted.tolist()
             if time.monotonic() > deadline:
                 break
@@ -94,7 +88,40 @@ class Objective:
         rounding = largest * math.sqrt(float(np.sum((each / largest) ** 2)) / 12)  # whose squares may underflow
         rounding = rounding or largest * float(each.any())
         finite = [jitter for jitter in jitters if math.isfinite(jitter)]
-        return max(rounding, 1.5 * float(np.median(finite)) if finite else 0.0, quantum(far) / math.sqrt(12))
+        measured = self.without_bends(float(np.median(finite)) if finite else 0.0, rounding, random, deadline)
+        return max(rounding, 1.5 * measured, quantum(far) / math.sqrt(12))
+
+    def line(self, random, reach) -> np.ndarray:
+        """The outputs at nine points in a row, 2^-reach of x apart."""
+        # Relative to each entry itself, lest the move leave the domain; odd distances, lest they be exact by accident.
+        size = np.abs(np.where(np.isfinite(self.x), self.x, 0)) if np.any(self.x) else np.ones(self.x.shape)
+        move = size * random.choice([-1.0, 1.0], self.x.shape) * random.uniform(0.5, 1.5, self.x.shape) * 2.0**-reach
+        # From one step on, so that a kink at x itself is no noise.
+        return np.asarray([self.values((self.x + k * move).astype(self.x.dtype)) for k in range(1, 10)])
+
+    def without_bends(self, measured, rounding, random, deadline) -> float:
+        """The jitter at moves so tiny that a loss which bends on their scale no longer looks noisy.
+
+        There the differences of a smooth loss fall by a power of the move, and those of rounding stay; values that
+        repeat are steps of a rounded one.
+        """
+        for reach in (23, 28, 33):
+            if measured <= 8 * rounding or time.monotonic() > deadline:
+                break
+            lines = [(self.line(random, reach) - self.center) @ self.weights for _ in range(3)]
+            finer = max(jitter(line) for line in lines)
+            repeats = any(len(np.unique(line)) < len(line) for line in lines)
+            if repeats or not finer < measured / 100:
+                break
+            measured = finer
+        return measured
+
+
+def jitter(values) -> float:
+    """The noise in values in a row: the k-th difference of a smooth function is its noise, times a known factor."""
+    order = 6
+    gain = math.factorial(order) ** 2 / math.factorial(2 * order)
+    return math.sqrt(gain * float(np.mean(np.diff(values, order) ** 2)))
 
 
 def quantum(values) -> float:
@@ -111,12 +138,16 @@ def quantum(values) -> float:
 
 
 def scales(x) -> np.ndarray:
-    """The size of each coordinate, as a power of two: its own or the typical one, whichever is larger."""
+    """The size of each coordinate, as a power of two: its own or the typical one, whichever is larger.
+
+    But not so much larger than its own that no step would stay on its side of 0, where a loss may have its border.
+    """
     magnitude = np.abs(np.where(np.isfinite(x), x, 0).astype(np.float64))
     positive = magnitude[magnitude > 0]
     typical = float(np.median(positive)) if positive.size else 1.0
+    near = np.where(magnitude > 0, np.minimum(typical, 2.0**16 * magnitude), typical)
     # Powers of two, so that a step is exact wherever x itself has bits to spare.
-    return 2.0 ** np.round(np.log2(np.maximum(magnitude, typical)))
+    return 2.0 ** np.round(np.log2(np.maximum(magnitude, near)))
 
 
 class Probe:
@@ -173,6 +204,20 @@ def direction(shape, random, support=None) -> np.ndarray:
     return vector * math.sqrt(np.count_nonzero(vector) / max(float(np.vdot(vector, vector)), 1e-300))
 
 
+def difference(objective, probe, step):
+    """Along a probe: the central slope, the right slope less the left one, and what rounding of x does to the slope.
+
+    None where the step is too small to move x.
+    """
+    plus, minus, apart, uneven = probe.pair(objective.x, step)
+    if apart <= 0:
+        return None
+    forth = objective.values(plus) - objective.center
+    back = objective.values(minus) - objective.center
+    jump = objective.weights @ (forth + back) / (apart / 2)
+    return objective.weights @ (forth - back) / apart, jump, abs(jump) * uneven / apart
+
+
 class Slopes:
     """Slopes of an objective along probes: central differences on a ladder of steps, extrapolated to step zero."""
 
@@ -214,15 +259,9 @@ class Slopes:
         if not 0 <= level < len(LADDER) or self.tried[level, j] or time.monotonic() > self.deadline:
             return
         self.tried[level, j] = True
-        objective = self.objective
-        plus, minus, apart, uneven = self.probes[j].pair(objective.x, LADDER[level] * self.unit[j])
-        if apart <= 0:
-            return
-        forth = objective.values(plus) - objective.center
-        back = objective.values(minus) - objective.center
-        self.central[level, j] = objective.weights @ (forth - back) / apart
-        self.jump[level, j] = objective.weights @ (forth + back) / (apart / 2)
-        self.uneven[level, j] = abs(self.jump[level, j]) * uneven / apart
+        found = difference(self.objective, self.probes[j], LADDER[level] * self.unit[j])
+        if found is not None:
+            self.central[level, j], self.jump[level, j], self.uneven[level, j] = found
 
     def estimate(self):
         """Value, truncation and rounding (one sigma) of each slope, by the window of steps with the least error."""

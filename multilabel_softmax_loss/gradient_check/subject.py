@@ -1,13 +1,16 @@
 """The layer under test: the ways to run it on the same data, parameters and seeds, and what it raises."""
 
+import dis
 import math
 import os
-import random as python_random
+import re
 import traceback
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .generators import seed_all
+from .report import PROTOCOL, Finding
 from .runners import CaffeRunner, Runner, Spec, StandInRunner
 
 RAISED = (Exception, SystemExit)  # what a layer may raise; sys.exit() in one is a finding, and no way out of a check
@@ -20,6 +23,16 @@ GAIN = 2.0**90  # by a loss weight that many times as large
 
 class BadArgument(ValueError):
     """What the caller gave does not fit the layer, which is no finding."""
+
+
+class Circumstances(NamedTuple):
+    """What of a net decides whether a breach of the protocol does harm in it."""
+
+    force_backward: bool = False
+    passes_on: bool = False  # other layers use a top, whose diff then is what they send, and no loss weight
+    stops: Tuple[int, ...] = ()  # bottoms whose propagate_down: false keeps a gradient from something that learns
+    private: Tuple[int, ...] = ()  # bottoms that nobody else reads, and that are filled anew before every forward
+    shares_parameters: bool = False
 
 
 class Subject:
@@ -37,23 +50,24 @@ class Subject:
     seed : int
     in_caffe : bool
         False never makes a net: the layer runs on stand-ins only.
+    circumstances : Circumstances
     """
 
     def __init__(self, spec: Spec, layer_class: type, arrays: List[np.ndarray], parameters: Optional[Sequence[Any]],
-                 seed: int, in_caffe: bool = True):  # fmt: skip
+                 seed: int, in_caffe: bool, circumstances: Circumstances):  # fmt: skip
+        self.circumstances = circumstances
         self.spec, self.layer_class, self.arrays, self.seed = spec, layer_class, arrays, seed
         self.in_caffe = in_caffe
         self.given_parameters = parameters
         self.parameters: List[np.ndarray] = []
         self.propagate = [i in spec.wrt for i in range(len(arrays))]
         self.reseed = False  # seed the generators before every forward, as the layer draws from them
+        self.repeats = True  # the same forward gives the same loss, once seeded
         self.gain = 1.0
-        self.weights: List[np.ndarray] = []
         self.stand_in_error: Optional[BaseException] = None
 
-    def set_seed(self, offset: int = 0) -> None:
-        np.random.seed(self.seed + offset)
-        python_random.seed(self.seed + offset)
+    def set_seed(self, runner: Optional[Runner] = None, offset: int = 0) -> None:
+        seed_all(runner.layer if runner else None, self.seed + offset)
 
     def stand_in(self) -> Optional[StandInRunner]:
         """The layer on float64, or None where it cannot run there; `stand_in_error` then says why."""
@@ -85,25 +99,35 @@ class Subject:
         self.parameters = runner.parameters()
 
     def top_weights(self, outputs: Sequence[np.ndarray]) -> List[np.ndarray]:
-        """The contraction: the loss weight for a single scalar, random weights about as large otherwise. Float32."""
+        """The contraction: a scalar's own loss weight; random weights about as large where a top is none. Float32."""
         random = np.random.RandomState(self.seed + 1)
         weights = []
         for output, weight in zip(outputs, self.spec.loss_weights):
-            if output.size == 1 and len(outputs) == 1:
-                values = np.ones(output.shape)
-            else:
+            values = np.ones(output.shape)
+            if output.size != 1:
                 values = random.uniform(0.5, 1.5, output.shape) * random.choice([-1.0, 1.0], output.shape)
             weights.append((self.gain * weight * values).astype(np.float32))
         return weights
 
+    def weights(self, runner: Runner) -> List[np.ndarray]:
+        """The contraction of what the last forward made."""
+        return self.top_weights([runner.tops[i].data for i in range(len(runner.tops))])
+
+    def diffs_vary(self, runner: Runner) -> bool:
+        """Whether what the tops' diffs hold is no loss weight of 1, but another number, or what other layers send."""
+        weighted = [(self.spec.loss_weights[i], runner.tops[i].data.size) for i in range(len(runner.tops))]
+        return self.circumstances.passes_on or any(
+            weight not in (0, 1) or size != 1 for weight, size in weighted if weight
+        )
+
     def forward(self, runner: Runner, arrays: Optional[List[np.ndarray]] = None) -> List[np.ndarray]:
         if self.reseed:
-            self.set_seed()
+            self.set_seed(runner)
         return runner.forward(self.arrays if arrays is None else arrays)
 
     def gradient(self, runner: Runner, top_weights=None, fill=0.0, propagate=None) -> List[np.ndarray]:
         """The diffs of the bottoms and the learnable blobs after the last forward."""
-        return runner.backward(top_weights or self.weights, propagate or self.propagate, fill)
+        return runner.backward(top_weights or self.weights(runner), propagate or self.propagate, fill)
 
     def names(self, runner: Runner) -> List[str]:
         return [f"bottom[{i}]" for i in range(len(self.arrays))] + [f"blobs[{i}]" for i in range(len(runner.blobs))]
@@ -113,19 +137,17 @@ class Subject:
         return list(self.spec.wrt) + list(range(len(self.arrays), len(self.arrays) + len(runner.blobs)))
 
     def lift_loss_weight(self, runner: Runner) -> None:
-        """Choose the weights of the tops: raise the loss weight where the gradient underflows in float32.
+        """Raise the loss weight where the gradient underflows in float32.
 
         Nothing else is lifted by it: the top itself does not hold the loss weight, so the slopes of the loss and their
         rounding are multiplied alike, and so are the normal numbers of a gradient.
         """
-        outputs = self.forward(runner)
-        self.weights = self.top_weights(outputs)
+        self.forward(runner)
         gradients = [self.gradient(runner)[i] for i in self.checked(runner)]
         if runner.dtype == np.float32 and max([np.abs(g).max(initial=0) for g in gradients] or [1]) < UNDERFLOWS:
             self.gain = GAIN
-            lifted = self.gradient(runner, self.top_weights(outputs))
+            lifted = self.gradient(runner)
             self.gain = GAIN if any(lifted[i].any() for i in self.checked(runner)) else 1.0
-            self.weights = self.top_weights(outputs)
 
     def others(self) -> Optional[List[np.ndarray]]:
         """Other data of the same kind: the samples in another order, and what is differentiated halved if it may be.
@@ -196,12 +218,42 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def raised(error: BaseException) -> Tuple[str, str]:
-    """Name and sentence of a finding: in which method of the layer an exception arose."""
+def raised(error: BaseException) -> Finding:
+    """In which method of the layer an exception arose, and what may be done about it."""
     frames = traceback.extract_tb(error.__traceback__)
     here = os.path.dirname(__file__)
     method = next((f.name for f in frames if f.name in METHODS and os.path.dirname(f.filename) != here), None)
     if method is None:
-        return "raises", said(error)
+        return Finding("raises", said(error), about=PROTOCOL)
     last = frames[-1]
-    return f"raises-in-{method}", f"{said(error)} ({os.path.basename(last.filename)}, line {last.lineno})."
+    sentence = f"{said(error)} ({os.path.basename(last.filename)}, line {last.lineno}). {advice(error)}"
+    return Finding(f"raises-in-{method}", sentence.rstrip(), about=PROTOCOL)
+
+
+def does_nothing(method: Any) -> bool:
+    """Whether a method only holds `pass`, `return` or a docstring."""
+    code = getattr(method, "__code__", None)
+    harmless = {"LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "POP_TOP", "NOP", "RESUME"}
+    return code is not None and all(step.opname in harmless for step in dis.get_instructions(code))
+
+
+PYTHON_2 = r"\b(xrange|unicode|raw_input|basestring|iteritems|itervalues|has_key|long|reduce)\b"
+FEED = "--fill BLOB=index:C or BLOB=FILE.npy, or `bottoms` of check_layer"
+
+
+def advice(error: BaseException) -> str:
+    """What may be done about an exception of a layer, in one sentence; empty where nothing is known."""
+    text = str(error)
+    if isinstance(error, (NameError, AttributeError)) and re.search(PYTHON_2, text):
+        return "That is Python 2: convert the layer with 2to3."
+    if isinstance(error, AttributeError) and "'numpy' has no attribute" in text:
+        return "NumPy has dropped that name: use the one of Python or of today's NumPy."
+    if isinstance(error, TypeError) and "'float' object cannot be interpreted as an integer" in text:
+        return "In Python 3 a / b of whole numbers is a float: write a // b."
+    if isinstance(error, OSError):
+        return f"It reads a file: paths start from the folder of the command, {os.getcwd()}."
+    if isinstance(error, (IndexError, KeyError)):
+        return f"Where it needs integer labels, indices or boxes, feed it such: {FEED}."
+    if isinstance(error, (ValueError, AssertionError)) or type(error) is Exception:
+        return f"If that is its own check of its data, feed it what it asks for: {FEED}."
+    return ""

@@ -422,7 +422,7 @@ def test_a_finding_is_its_sentence_and_survives_copying():
     import copy
     import pickle
 
-    finding = Finding("kink", "here", fatal=False)
+    finding = Finding("kink", "here", "note")
     assert finding == "kink: here"
     for other in (copy.deepcopy(finding), pickle.loads(pickle.dumps(finding))):
-        assert (other, other.name, other.fatal) == (finding, "kink", False)
+        assert (other, other.name, other.level, other.fatal) == (finding, "kink", "note", False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import layer_zoo
 import numpy as np
 import pytest
-from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, Cage
+from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, WARNED, Cage
 
 from multilabel_softmax_loss import assert_gradient, check_layer, check_net
 from multilabel_softmax_loss.gradient_check import judgement, measurement, subject
@@ -29,7 +29,7 @@ def check(cage, batch, **arguments):
 
 def hold(report, cage, verdict):
     """Whether a report says of a cage what it has to, and nothing else."""
-    allowed = {cage.finding} | ({"kink"} if verdict == "inconclusive" else set())
+    allowed = {cage.finding, *cage.also} | ({"kink"} if verdict == "inconclusive" else set())
     found = cage.finding is None or any(f.name == cage.finding and cage.says in f for f in report.findings)
     return report.verdict == verdict and found and set(report.names) <= allowed
 
@@ -58,6 +58,18 @@ def cages(group):
 def test_every_defect_is_caught_by_name(cage, batch):
     report = check(cage, batch)
     assert hold(report, cage, "fail"), report
+
+
+@pytest.mark.parametrize("batch", [2, 32])
+@pytest.mark.parametrize("cage", cages(WARNED))
+def test_what_does_harm_in_other_nets_only_is_a_warning(cage, batch):
+    report = check(cage, batch)
+    assert hold(report, cage, "pass"), report
+    assert report.gradient == "pass"
+    assert report.in_words == "gradient right; 1 warning"
+    assert_gradient(report)
+    with pytest.raises(AssertionError, match=cage.finding):
+        assert_gradient(report, strict=True)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
