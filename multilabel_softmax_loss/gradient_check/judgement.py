@@ -228,7 +228,7 @@ def weigh_probes(question, slopes, random, start=0) -> Evidence:
     climb(slopes, yardsticks.slope, yardsticks, question.tolerance, start)
     estimate = slopes.estimate()
     evidence = weigh(question, slopes, yardsticks, estimate, random)
-    if evidence.verdict != "fail":
+    if evidence.verdict == "pass":
         return evidence
     confirmed, outcomes = confirm(evidence, slopes, movable(question.x))
     if confirmed:
@@ -238,7 +238,8 @@ def weigh_probes(question, slopes, random, start=0) -> Evidence:
     for j, settled in outcomes.items():
         if settled.outcome == SUPPORTED:
             value[j], truncation[j], rounding[j], unsettled[j] = settled.value, settled.bar, 0.0, False
-    return weigh(question, slopes, yardsticks, (value, truncation, rounding), random, unsettled)
+    evidence = weigh(question, slopes, yardsticks, (value, truncation, rounding), random, unsettled)
+    return evidence if evidence.verdict != "fail" else evidence._replace(verdict="inconclusive")
 
 
 class Yardsticks:

@@ -8,7 +8,7 @@ suspicion.
 
 import math
 import time
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .slopes import SIGMAS, Objective, Probe, Slopes, difference, direction
 REFUTED, SUPPORTED, OPEN = "refuted", "supported", "open"
 ROUNDS = 5
 MOST_COORDINATES = 100
+MOST_DOUBTFUL = 12
 DIRECTIONS = 3  # that have to be refuted where no coordinate is
 FRESH_DIRECTIONS = 8  # drawn at most, to have as many
 STEPS = 2.0 ** np.arange(3, -1, -1)  # of the finest step
@@ -80,7 +81,9 @@ def supported_beyond(objective, probe, unit, step, claim, value) -> bool:
     while step > least:
         step = max(step / 32, least)
         window = slopes_at(objective, probe, step)
-        if window is not None and (np.abs(window[0] - claim) <= 0.1 * abs(claim - value)).all():
+        if window is None or not window[0].any():  # all 0: the loss does not move there
+            continue
+        if (np.abs(window[0] - claim) <= 0.1 * abs(claim - value)).all():
             return True
     return False
 
@@ -103,37 +106,52 @@ def slopes_at(objective, probe, finest):
     rounding = SIGMAS * 1.4 * float(sigma.max())
     # Of a smooth loss twice the jump at half the step less that at the whole one vanishes; where there are kinks it
     # is as large as the error that they make.
-    left_over = np.abs(2 * jump[1:] - jump[:-1]) - 2 * SIGMAS * math.sqrt(12) * sigma[1:]
-    return slopes, rounding, max(float(left_over.max()), 0.0)
+    left_over = abs(2 * jump[-1] - jump[-2]) - 2 * SIGMAS * math.sqrt(12) * sigma[-1]
+    return slopes, rounding, max(float(left_over), 0.0)
 
 
 def confirm(evidence: Evidence, slopes: Slopes, support: np.ndarray) -> Tuple[bool, Dict[int, Settled]]:
     """Whether probes that look wrong are wrong at the finest steps too: one coordinate, or three directions.
 
-    Besides, what became of the probes that were tried until that was known; of the others nothing is.
+    Where none looks wrong, the few coordinates in doubt are tried. Besides, what became of the probes that were tried
+    until the answer was known.
     """
-    excess = np.where(evidence.wrong, evidence.error - evidence.relative_bar, -np.inf)
-    flagged = [int(j) for j in np.argsort(-excess) if evidence.wrong[j]]
     single = evidence.single
+    flagged_or_doubtful = evidence.wrong if evidence.wrong.any() else doubtful(evidence)
+    order = np.argsort(np.where(single, evidence.relative_bar - evidence.error, np.inf))
+    flagged = [int(j) for j in order if flagged_or_doubtful[j]]
     outcomes: Dict[int, Settled] = {}
     for j in [j for j in flagged if single[j]][:MOST_COORDINATES]:
         if time.monotonic() > evidence.deadline:
             break
         outcomes[j] = settle_probe(evidence, slopes, j)
-        if outcomes[j].outcome == REFUTED:
+        if outcomes[j].outcome == REFUTED and evidence.wrong[j]:
             return True, outcomes
     if evidence.right[single].sum() == np.isfinite(slopes.objective.x).sum():
         return False, outcomes  # all coordinates are right: what is wrong along a direction has crossed kinks
-    for j in [j for j in flagged if not single[j]]:
-        outcomes[j] = settle_probe(evidence, slopes, j)
-    refuted = [j for j in outcomes if outcomes[j].outcome == REFUTED]
-    count, tested = len(refuted), sum(not single[j] for j in outcomes)
-    for _ in range(FRESH_DIRECTIONS if refuted else 0):
-        if count >= DIRECTIONS:
+    refuted: List[int] = []
+    directions = [j for j in flagged if not single[j]]
+    tested = 0
+    while len(refuted) < DIRECTIONS and time.monotonic() < evidence.deadline:
+        if tested < len(directions):
+            j = directions[tested]
+            outcomes[j] = found = settle_probe(evidence, slopes, j)
+        elif refuted and tested < len(directions) + FRESH_DIRECTIONS:
+            found = fresh_direction(evidence, slopes, refuted[0], support)
+        else:
             break
         tested += 1
-        count += fresh_direction(evidence, slopes, refuted[0], support).outcome == REFUTED
-    return count >= max(DIRECTIONS, tested / 3), outcomes
+        refuted += [j] if found.outcome == REFUTED else []
+    needed = max(DIRECTIONS, tested / 3)
+    if time.monotonic() >= evidence.deadline and tested > 1:
+        needed = min(needed, tested)  # all there was time for
+    return len(refuted) >= needed, outcomes
+
+
+def doubtful(evidence: Evidence) -> np.ndarray:
+    """The coordinates that stand between a gradient and its verdict, if they are few."""
+    doubtful = evidence.judged & ~evidence.right & evidence.single & (evidence.yardstick > 0)
+    return doubtful if doubtful.sum() <= MOST_DOUBTFUL else np.zeros_like(doubtful)
 
 
 def settle_probe(evidence: Evidence, slopes: Slopes, j: int) -> Settled:
