@@ -382,7 +382,7 @@ def test_the_checker_passes_the_gradient_and_the_manners(layer, options, shape):
     report = check_layer(
         "multilabel_softmax_loss", layer, [random_scores(shape), labels, weight], str(options), loss_weight=-1.5
     )
-    assert_gradient(report)
+    assert_gradient(report, strict=True)
     assert report.names == []
 
 
