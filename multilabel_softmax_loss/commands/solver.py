@@ -11,13 +11,18 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, shortlist
 from ..nets.data_layers import check_data, period, sources
 from ..nets.image_index import reads_index
 from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import check_layer_names
+from ..parallel.blobs import FusedBlobs
+from ..parallel.ranks import ranks
+from ..parallel.window import window
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
+from .sharing import Shuffles, share_lists, tell_samples
+from .terminal import say, warn
 
 
 class NetFile(NamedTuple):
@@ -112,9 +117,19 @@ class SeededSolver:
         self.caffe_solver = self.make()
         self.net = self.caffe_solver.net
         self.losses = loss_outputs(self.net, file.path)
-        self.window: List[List[float]] = []  # the losses of each batch of an iteration, and their weighted sum
+        self.shuffles = Shuffles(self.net, file.train.net.layer, seed)
+        readers = sources(file.train.net.layer)
+        self.batch_sizes = [self.net.blobs[layer.top[0]].data.shape[0] for layer in readers if layer.top]
+        self.noted: List[Dict[str, float]] = []  # the losses of each batch of an iteration
+        self.owners: List[str] = []  # the loss of each part of the window
+        self.has_told_means = False
         self.last_layer = len(self.net.layers) - 1
         self.net.after_forward(self.note_losses)
+        self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
+        # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
+        self.is_late = file.param.iter_size > 1 and sum(map(bool, self.net.blob_loss_weights.values())) == 1
+        if ranks.size > 1 or self.is_late:
+            self.caffe_solver.add_callback(lambda: None, self.share_gradients)
 
     def make(self) -> Any:
         import caffe
@@ -124,12 +139,15 @@ class SeededSolver:
             param.ClearField(field)
         for field in ("test_state", "test_initialization", "snapshot"):
             param.ClearField(field)
-        param.train_net_param.CopyFrom(self.file.train.net)
+        param.train_net_param.CopyFrom(share_lists(self.file.train.net, self.prefix))
         param.ClearField("net")
         param.display = 0
         param.snapshot_prefix = self.prefix
         param.random_seed = self.seed
         reseed(self.seed)
+        caffe.set_solver_count(ranks.size)
+        caffe.set_solver_rank(ranks.rank)
+        caffe.set_multiprocess(ranks.size > 1)
         with python_layer_errors(self.file.train.path):
             solver = caffe.get_solver(self.write(param))
         check_layer_names(solver.net, self.file.train.path)
@@ -150,20 +168,78 @@ class SeededSolver:
     def learning_rate(self) -> float:
         return float(self.caffe_solver.lr)
 
+    def share_weights(self) -> None:
+        """Have all ranks begin with the weights of rank 0."""
+        self.weights.give_out("data", "the weights to begin with")
+        if ranks.size > 1:
+            say(f"{tell_samples(ranks.size, self.batch_sizes)} per iteration; base_lr is as the solver says.")
+
+    def check_same_weights(self) -> None:
+        """Raise a UsageError unless all ranks have come to the same weights, bit for bit."""
+        sums = ranks.gather([self.weights.checksum("data")], f"the weights of iteration {self.iteration}")[:, 0]
+        other = next((rank for rank in range(ranks.size) if sums[rank] != sums[0]), None)
+        if other is not None:
+            ranks.agree()
+            raise UsageError(
+                f"iteration {self.iteration}: rank {other} has come to other weights than rank 0; expected the "
+                "same bits. Processors of different kinds round differently: give the ranks nodes of one kind."
+            )
+
     def step(self) -> Dict[str, float]:
-        """Make one iteration; its losses by name, each the mean of the iter_size batches that it is made of."""
-        reseed(self.seed, 0, self.iteration)
-        del self.window[:]
-        self.caffe_solver.step(1)
-        *losses, self.weighted_loss = np.mean(self.window, axis=0).tolist()
-        return dict(zip(self.losses, losses))
+        """Make one iteration; its losses by name, those of all iter_size batches and of all ranks."""
+        reseed(*self.moment(self.iteration))
+        del self.noted[:], self.owners[:]
+        with window.open(self.is_late):
+            self.caffe_solver.step(1)
+        return self.iteration_losses()
+
+    def share_gradients(self) -> None:
+        """Put the gradients of this iteration right; Caffe calls this before it changes the weights."""
+        factor = window.factor(self.file.param.iter_size)
+        if factor != 1 or ranks.size > 1:
+            self.weights.add_up("diff", factor, f"the gradients of iteration {self.iteration}")
 
     def note_losses(self, layer: int) -> None:
         """Note the losses of a batch that has gone through the last layer; Caffe calls this after each layer."""
+        if len(window.parts) > len(self.owners):
+            self.owners.append(self.net._blob_names[self.net._top_ids(layer)[0]])
         if layer == self.last_layer:
             blobs, weights = self.net.blobs, self.net.blob_loss_weights
-            total = sum(float(blobs[name].data.sum()) * weights[name] for name in blobs if weights[name])
-            self.window.append([*(float(blobs[name].data) for name in self.losses), total])
+            names = dict.fromkeys([*self.losses, *(name for name in blobs if weights[name])])
+            self.noted.append({name: float(blobs[name].data.sum()) for name in names})
+
+    def iteration_losses(self) -> Dict[str, float]:
+        """The losses of the iteration by name: sums of what each batch of each rank contributes."""
+        batches, parts = len(self.noted), window.parts
+        shares: Dict[str, List[float]] = {name: [] for name in self.noted[0]}
+        for owner, part in zip(self.owners, parts):
+            shares.setdefault(owner, []).append(part.share())
+        own = [
+            sum(noted[name] * share for noted, share in zip(self.noted, shares[name] or [1 / ranks.size] * batches))
+            for name in self.noted[0]
+        ]
+        sums = ranks.gather(own, f"the losses of iteration {self.iteration - 1}").sum(axis=0) / batches
+        losses = dict(zip(self.noted[0], sums.tolist()))
+        weights = self.net.blob_loss_weights
+        self.weighted_loss = sum(weights[name] * loss for name, loss in losses.items())
+        if not self.is_late and not self.has_told_means:
+            self.tell_means()
+        return {name: losses[name] for name in self.losses}
+
+    def tell_means(self) -> None:
+        """Say where the batches of an iteration are divided by different numbers, so that it is no single batch."""
+        wholes: Dict[str, set] = {}
+        for owner, part in zip(self.owners, window.parts):
+            wholes.setdefault(owner, set()).add(part.whole)
+        uneven = [name for name, values in wholes.items() if len(values) > 1]
+        if uneven:
+            self.has_told_means = True
+            warn(
+                "train",
+                f"{self.file.path} has iter_size {self.file.param.iter_size}, and the net several losses: each batch "
+                f"is divided by what counts in it, as Caffe does, and {shortlist(uneven)} counts different numbers. "
+                "With one loss the iteration would be as one large batch.",
+            )
 
     def make_test_net(self, number: int) -> Any:
         """Test net `number`, at the beginning of its data."""
@@ -181,9 +257,13 @@ class SeededSolver:
         net.share_with(self.net)
         reseed(self.seed, number + 1)
 
+    def moment(self, iteration: int) -> Tuple[int, ...]:
+        """What the seeds of an iteration are made of; each rank has its own, as for Dropout."""
+        return (self.seed, 0, iteration, *([ranks.rank] if ranks.rank else []))
+
     def fast_forward(self, stop: Sequence[int]) -> None:
         """Put the data where they were in this iteration; gives up once `stop` is not empty."""
-        moments = [(self.seed, 0, iteration) for iteration in range(self.iteration)]
+        moments = [self.moment(iteration) for iteration in range(self.iteration)]
         fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, stop)
 
 
@@ -214,6 +294,15 @@ def loss_outputs(net: Any, path: str) -> List[str]:
     return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
 
 
+def data_layers(net: Any) -> List[int]:
+    """The places in a net of the layers that bring data."""
+    return [
+        index
+        for index, layer in enumerate(net.layers)
+        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter")
+    ]
+
+
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: Sequence[int]) -> None:
     """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
 
@@ -224,12 +313,9 @@ def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forw
     for layer in net.layers:
         if hasattr(layer, "skip"):
             layer.skip(len(moments) * forwards)
-    indices = [
-        index
-        for index, layer in enumerate(net.layers)
-        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter") and not hasattr(layer, "skip")
-    ]
-    periods = [period(layer) for layer in sources(layers) if layer.type != "Input" and not reads_index(layer)]
+    indices = [index for index in data_layers(net) if not hasattr(net.layers[index], "skip")]
+    readers = [layer for layer in sources(layers) if layer.type != "Input" and not reads_index(layer)]
+    periods = [period(layer, ranks.size) for layer in readers]
     if None not in periods:
         rounds = 1
         for length in filter(None, periods):

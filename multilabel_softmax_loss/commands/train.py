@@ -13,6 +13,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 from ..errors import NotFiniteError, UsageError, shortlist
 from ..nets.python_layers import LAYER_ERRORS
 from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
+from ..parallel.ranks import ranks
+from .alike import check_alike, check_samples, folder_of_rank, newest_for_all
 from .arguments import add_positive_argument
 from .checks import layers_without_filler
 from .child import handling
@@ -21,6 +23,7 @@ from .history import History
 from .image_layers import keep_preprocessing
 from .provenance import check_same, describe
 from .run_folder import RunFolder
+from .sharing import check_shared
 from .snapshots import SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
 from .terminal import PROGRAM, say, tell, warn
@@ -110,39 +113,48 @@ def train(
     UsageError : something is wrong with what was given.
     Diverged : the loss, or a weight, is not finite; the last good snapshot is kept.
     """
-    if k is not None and k < 1:
-        raise UsageError(f"-k is {k}; expected a whole number of at least 1.")
-    if history_every < 1:
-        raise UsageError(f"--history-every is {history_every}; expected a whole number of at least 1.")
-    file = read_solver(solver)
-    folder = run_folder(file, out)
-    if resume and not os.path.isdir(folder.path):
-        raise UsageError(f"{folder.path} is no folder; expected the --out of the run to resume.")
-    if weights is not None:
-        read_weights(weights)
-    try:
-        if os.path.isdir(folder.path):
-            folder.lock()
-        with stopping() as stop, SnapshotPrefix(folder.prefix) as prefix:
-            prepared = prefix.folder("prepared")
+    choices = Choices(best_by, k, positive_above, history_every)
+    with ranks.together("reading the solver and its nets"):
+        check_choices(choices)
+        file = read_solver(solver)
+        folder = run_folder(file, out)
+        if ranks.rank == 0 and resume and not os.path.isdir(folder.path):
+            raise UsageError(f"{folder.path} is no folder; expected the --out of the run to resume.")
+        if ranks.rank == 0 and weights is not None:
+            read_weights(weights)
+        check_shared(file.train.net.layer, file.train.path)
+    check_alike(file, resume=resume, weights=weights, **choices._asdict())
+    with folder_of_rank(folder) as folder, stopping() as stop, SnapshotPrefix(folder.prefix) as prefix:
+        prepared = prefix.folder("prepared")
+        with ranks.together("the folder of the run"):
+            if os.path.isdir(folder.path):
+                folder.lock()
             if not resume:
-                nets = [*(test.net.layer for test in file.tests), file.train.net.layer]
-                unknown = keep_preprocessing(prepared, nets, preprocessing)
+                if ranks.rank == 0:
+                    nets = [*(test.net.layer for test in file.tests), file.train.net.layer]
+                    unknown = keep_preprocessing(prepared, nets, preprocessing)
                 folder.check_unused(prepared)
-            manifest = folder.snapshots.newest(say) if resume else None
-            seeded = SeededSolver(file, prefix.path, manifest["seed"] if manifest else first_seed(file))
-            training = Training(seeded, folder, stop, Choices(best_by, k, positive_above, history_every))
-            if not resume:
+        manifest = newest_for_all(folder) if resume else None
+        seed = ranks.share(manifest["seed"] if manifest else first_seed(file), "the seed")
+        with ranks.together("making the solver"):
+            seeded = SeededSolver(file, prefix.path, seed)
+            training = Training(seeded, folder, stop, choices)
+            if not resume and ranks.rank == 0:
                 begin_weights(seeded, weights)
                 if unknown:
                     say(unknown)
             folder.lock()
             folder.clean()
             folder.take(prepared)
-            with prefix.inside(folder.path):
-                return training.run(manifest)
-    finally:
-        folder.unlock()
+        with prefix.inside(folder.path):
+            return training.run(manifest)
+
+
+def check_choices(choices: Choices) -> None:
+    if choices.k is not None and choices.k < 1:
+        raise UsageError(f"-k is {choices.k}; expected a whole number of at least 1.")
+    if choices.history_every < 1:
+        raise UsageError(f"--history-every is {choices.history_every}; expected a whole number of at least 1.")
 
 
 def begin_weights(solver: SeededSolver, weights: Optional[str]) -> None:
@@ -187,6 +199,7 @@ class Training:
 
     def __init__(self, solver: SeededSolver, folder: RunFolder, stop: List[int], choices: Choices):
         self.solver, self.folder, self.stop, self.choices = solver, folder, stop, choices
+        self.interrupted = False
         numbers = range(len(solver.file.tests))
         self.tests = [TestNet(solver, number, choices.k, choices.positive_above) for number in numbers]
         self.test_columns = {name: better for test in self.tests for name, better in test.columns.items()}
@@ -200,6 +213,7 @@ class Training:
         """Train from the beginning, or from the snapshot of this manifest; what `train` returns."""
         if manifest is not None:
             self.resume(manifest)
+        self.solver.share_weights()
         columns = ["iteration", "seconds", "lr", *self.solver.losses, *self.test_columns]
         self.history = History(
             self.folder.history_path, columns, self.solver.iteration, self.choices.history_every, say
@@ -213,7 +227,7 @@ class Training:
             self.history.close()
         return {
             "iteration": self.solver.iteration,
-            "interrupted": bool(self.stop),
+            "interrupted": self.interrupted,
             "out": self.folder.path,
             "weights": self.weights,
             "best": self.best.record,
@@ -221,15 +235,17 @@ class Training:
 
     def resume(self, manifest: Dict[str, Any]) -> None:
         path = self.solver.file.path
-        changed = check_same(manifest["run"], self.solver.file)
-        self.folder.check_ours(manifest, say)
-        self.weights = self.folder.snapshots.weights(manifest)
         remedy = "A run is resumed with the net it began with; start a new one with --weights to keep what fits."
-        check_layers(self.solver.net, read_weights(self.weights), self.weights, path, remedy)
+        with ranks.together("the snapshot to resume"):
+            changed = check_same(manifest["run"], self.solver.file)
+            self.folder.check_ours(manifest, say)
+            self.weights = self.folder.snapshots.weights(manifest)
+            check_layers(self.solver.net, read_weights(self.weights), self.weights, path, remedy)
+            check_samples(manifest, self.solver.batch_sizes, path)
         self.folder.snapshots.restore(self.solver.caffe_solver, manifest)
         self.saved = self.solver.iteration
         self.seconds = manifest["seconds"]
-        self.best.resume(self.folder.best_of(manifest))
+        self.best.resume(ranks.share(self.folder.best_of(manifest), "the best test"))
         self.solver.fast_forward(self.stop)
         if changed:
             warn("train", f"the run goes on otherwise than it began: {'; '.join(changed)}. (Its random seed stays.)")
@@ -240,9 +256,9 @@ class Training:
 
         solver, param = self.solver, self.solver.file.param
         recent: List[float] = []
-        hidden = not sys.stderr.isatty()
+        hidden = ranks.rank > 0 or not sys.stderr.isatty()
         with tqdm(total=param.max_iter, initial=solver.iteration, unit="it", disable=hidden, ncols=79) as bar:
-            while not self.stop and solver.iteration < param.max_iter:
+            while solver.iteration < param.max_iter and not self.asked():
                 begin = time.monotonic()
                 row = self.new_row()
                 if self.test_is_due() and not self.test(row):
@@ -268,16 +284,22 @@ class Training:
         if self.saved != iteration:
             self.save()
         row = self.new_row()
-        if not self.stop and self.tests and self.test(row):
+        if self.tests and not self.asked() and self.test(row):
             self.history.add(row, always=True)
         self.draw(finished=True)
-        state = "Interrupted" if self.stop else "Finished"
+        state = "Interrupted" if self.asked() else "Finished"
         say(f"{state} at iteration {iteration}; weights in {self.weights}.")
-        if self.stop:
-            say(f"Go on with: {PROGRAM} train {self.solver.file.path} --out {self.folder.path} --resume")
+        if self.interrupted:
+            launcher = f"mpiexec -n {ranks.size} " if ranks.size > 1 else ""
+            say(f"Go on with: {launcher}{PROGRAM} train {self.solver.file.path} --out {self.folder.path} --resume")
         elif self.best.record is not None:
             best = "{metric} {value:.4f} at iteration {iteration}".format(**self.best.record)
             say(f"Best {best}; weights in {os.path.join(self.folder.path, 'best.caffemodel')}.")
+
+    def asked(self) -> bool:
+        """Whether any rank was asked to end; all of them ask this together, and end then."""
+        self.interrupted = self.interrupted or ranks.any(self.stop, f"iteration {self.solver.iteration}")
+        return self.interrupted
 
     def new_row(self) -> Dict[str, float]:
         """The row of this iteration in the history, as it begins."""
@@ -293,6 +315,7 @@ class Training:
     def check_finite(self, row: Dict[str, float]) -> None:
         for name in self.solver.losses:
             if not math.isfinite(row[name]):
+                ranks.agree()  # they have one loss
                 reason = f"iteration {row['iteration']}: {name} is {row[name]}."
                 raise Diverged(self.last_good(f"{reason} Lower base_lr, or look at the data."))
 
@@ -310,12 +333,20 @@ class Training:
 
     def save(self) -> None:
         """A snapshot, unless a weight is not finite."""
+        self.solver.check_same_weights()
         layer = not_finite(self.solver.net)
         if layer is not None:
+            ranks.agree()  # they have the same weights
             text = f"iteration {self.solver.iteration}: the weights of layer {layer!r} are not finite. Lower base_lr."
             raise Diverged(self.last_good(text))
         self.history.flush()
-        record = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record, "run": self.description}
+        record: Dict[str, Any] = {
+            "seed": self.solver.seed,
+            "seconds": self.seconds,
+            "best": self.best.record,
+            "run": self.description,
+        }
+        record.update({"ranks": ranks.size, "batch_sizes": self.solver.batch_sizes})
         self.weights = self.folder.snapshots.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 
@@ -330,7 +361,7 @@ class Training:
         values: Dict[str, float] = {}
         for test in self.tests:
             try:
-                figures = test.run(self.stop)
+                figures = test.run(self.asked)
             except LAYER_ERRORS as error:
                 raise self.explain(error, f"test at iteration {iteration}") from error
             if figures is None:
@@ -345,4 +376,5 @@ class Training:
         return True
 
     def draw(self, finished: bool = False) -> None:
-        self.curves.draw(self.history.rows, self.best.record, finished)
+        if ranks.rank == 0:
+            self.curves.draw(self.history.rows, self.best.record, finished)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
 from ..nets.data_layers import batch_size, count_samples, readers
 from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
+from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .outputs import positives
-from .solver import SeededSolver, scalar_outputs
+from .solver import SeededSolver, data_layers, scalar_outputs
 from .terminal import say
 
 RANKING = {"mAP": "higher", "LRAP": "higher", "coverage": "lower"}
@@ -47,8 +48,8 @@ class TestNet:
         self.columns = {start + name: better for name, better in names.items()}
         tell_coverage(layers, self.batches)
 
-    def run(self, stop: Sequence[int]) -> Optional[Dict[str, float]]:
-        """The figures by column; None if the run was asked to end meanwhile.
+    def run(self, asked: Callable[[], bool]) -> Optional[Dict[str, float]]:
+        """The figures by column; None if the run was asked to end meanwhile, as `asked` tells all ranks together.
 
         Where it is not known which labels count as positive, the metrics are left out.
 
@@ -58,21 +59,33 @@ class TestNet:
         """
         net, self.net = self.net or self.solver.make_test_net(self.number), None
         self.solver.begin_test(net, self.number)
-        sums = np.zeros(len(self.outputs))
-        rows = []
-        for _ in range(self.batches):
-            if stop:
+        rows: List[Any] = []  # of each batch of this rank: the outputs, and those of the head
+        others = data_layers(net)
+        for batch in range(self.batches):
+            if batch % ranks.size == 0 and asked():
                 return None
+            if batch % ranks.size != ranks.rank:
+                for index in others:
+                    net._forward(index, index)
+                continue
             net.forward()
-            sums += [float(net.blobs[name].data) for name in self.outputs]
+            rows.append(([float(net.blobs[name].data) for name in self.outputs],))
             if self.head is not None:
                 scores = net.blobs[self.head.scores].data
                 if not np.isfinite(scores).all():
                     raise NotFiniteError(f"the TEST net's {self.head.scores!r} is not finite.")
-                rows.append(self.head.rows(scores, net.blobs[self.head.labels].data))
-        figures = list(sums / self.batches)
+                rows[-1] = (rows[-1][0], *self.head.rows(scores, net.blobs[self.head.labels].data))
+        figures = self.figures(in_turn(ranks.collect(rows, f"the test at iteration {self.solver.iteration}")))
+        return ranks.share(figures, "the figures of a test")
+
+    def figures(self, rows: List[Any]) -> Optional[Dict[str, float]]:
+        """The figures by column, of the rows of all batches; None without rows."""
+        if not rows:
+            return None
+        outputs, *parts = zip(*rows)
+        figures = list(sum(map(np.array, outputs), np.zeros(len(self.outputs))) / self.batches)
         if self.head is not None:
-            figures += self.metrics(self.head, *(np.concatenate(parts) for parts in zip(*rows)))
+            figures += self.metrics(self.head, *map(np.concatenate, parts))
         return dict(zip(self.columns, figures))
 
     def metrics(self, head: Head, labels: np.ndarray, log_odds: np.ndarray, known: np.ndarray) -> List[float]:

@@ -72,13 +72,16 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
     check_class_labels(layers, path)
 
 
-def period(layer: Any) -> Optional[int]:
-    """After how many forwards a data layer delivers its first batch again; None where chance or code decides."""
+def period(layer: Any, ranks: int = 1) -> Optional[int]:
+    """After how many forwards a data layer delivers its first batch again; None where chance or code decides.
+
+    Where several `ranks` share the samples, each leaves out those of the others.
+    """
     transform = layer.transform_param
     if layer.type == "HDF5Data" and not layer.hdf5_data_param.shuffle:
-        return steps_around(count_samples(layer), batch_size(layer))
+        return steps_around(count_samples(layer), ranks * batch_size(layer))
     if layer.type == "Data" and not (layer.data_param.rand_skip or transform.mirror or transform.crop_size):
-        return steps_around(count_samples(layer), batch_size(layer))
+        return steps_around(count_samples(layer), ranks * batch_size(layer))
     return None
 
 

@@ -87,6 +87,8 @@ class Hub(Meeting):
         self.gather(STEP, f"{do} {name}")
         if do == "everyone":
             return self.comm.allgather(value)
+        if do == "collect":
+            return self.comm.gather(value, 0) or []
         if do == "share":
             return self.comm.bcast(value, 0)
         kind, offset, count = value

@@ -6,7 +6,7 @@ import mmap
 import os
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Sequence
 
 import numpy as np
 
@@ -52,6 +52,10 @@ class Ranks:
     def everyone(self, value: Any, name: str) -> List[Any]:
         """The value of each rank."""
         return self.request("everyone", name, value) if self.size > 1 else [value]
+
+    def collect(self, value: Any, name: str) -> List[Any]:
+        """For rank 0 the value of each rank; the others get nothing."""
+        return self.request("collect", name, value) if self.size > 1 else [value]
 
     def share(self, value: Any, name: str) -> Any:
         """The value of rank 0."""
@@ -124,3 +128,9 @@ class Ranks:
 
 
 ranks = Ranks()  # of this process
+
+
+def in_turn(parts: Sequence[Sequence[Any]]) -> List[Any]:
+    """What ranks dealt out among themselves, in its order again."""
+    most = max(map(len, parts), default=0)
+    return [part[place] for place in range(most) for part in parts if place < len(part)]

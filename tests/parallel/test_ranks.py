@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import mpi4py  # noqa: F401, without which there are no ranks
 import pytest
 from support.ranks import TESTS, finish, run_job, start_ranks
 

@@ -1,0 +1,120 @@
+"""What ranks have alike, and what rank 0 has for all: versions, options, files; the folder of the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zlib
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any, Dict, Iterator, Sequence
+
+from ..errors import UsageError
+from ..parallel.ranks import ranks
+from .provenance import describe
+from .run_folder import RunFolder
+from .sharing import tell_samples
+from .snapshots import Snapshots
+from .solver import SolverFile
+from .terminal import PROGRAM, say
+
+
+def check_alike(file: SolverFile, **options: Any) -> None:
+    """Raise a UsageError unless all ranks have the same versions, options, prototxt files and data."""
+    if ranks.size == 1:
+        return
+    facts = {**versions(), **{f"option {name}": repr(value) for name, value in options.items()}}
+    facts[file.path] = f"CRC {zlib.crc32(str(file.param).encode()):08x}"
+    for number, net in enumerate([file.train, *file.tests]):
+        facts[f"{net.path} (net {number} of {file.path})"] = f"CRC {zlib.crc32(str(net.net).encode()):08x}"
+    for data in describe(file)["data"]:
+        facts[f"the data of layer {data['name']!r}"] = f"files of digest {data['sha256'][:16]}"
+    every = ranks.everyone(facts, "what the ranks have")
+    for name in dict.fromkeys(name for one in every for name in one):
+        values = [one.get(name, "nothing") for one in every]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            ranks.agree()
+            raise UsageError(
+                f"{name}: rank 0 has {values[0]}, rank {other} {values[other]}; expected the same on all ranks."
+            )
+
+
+def versions() -> Dict[str, str]:
+    found = {"CPython": ".".join(map(str, sys.version_info[:2]))}
+    for name in ("multilabel_softmax_loss", "caffe", "numpy"):
+        found[name] = str(getattr(import_module(name), "__version__", "of no version"))
+    return found
+
+
+@contextmanager
+def folder_of_rank(folder: RunFolder) -> Iterator[RunFolder]:
+    """The folder of the run for rank 0, and something like it for the others."""
+    with ExitStack() as stack:
+        if ranks.rank > 0:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_"))
+            folder = SilentFolder(folder, place)
+        stack.callback(folder.unlock)
+        yield folder
+
+
+class SilentFolder(RunFolder):
+    """What ranks but the first have for the folder of the run: one of their own, where nothing is kept."""
+
+    def __init__(self, folder: RunFolder, place: str):
+        super().__init__(place, folder.prefix)
+        self.snapshots = SilentSnapshots(place, folder.prefix)
+        self.snapshots.told = folder.path
+
+    def save_best(self, net: Any, record: Dict[str, Any]) -> Dict[str, Any]:
+        return record
+
+
+class SilentSnapshots(Snapshots):
+    told = ""  # the folder where rank 0 keeps them
+
+    def save(self, solver: Any, scratch: str, record: Dict[str, Any]) -> str:
+        return os.path.join(self.told, f"{self.prefix}_iter_{solver.iter}.caffemodel")
+
+
+def newest_for_all(folder: RunFolder) -> Dict[str, Any]:
+    """The manifest of the newest snapshot that rank 0 has; its files, too, are given to the other ranks.
+
+    Raises
+    ------
+    UsageError : there is none.
+    """
+    manifest: Any = None
+    with ranks.together("the newest snapshot"):
+        if ranks.rank == 0:
+            manifest = folder.snapshots.newest(say)
+    manifest = ranks.share(manifest, "the newest snapshot")
+    for name in manifest["files"] if ranks.size > 1 else ():
+        path, content = os.path.join(folder.path, name), b""
+        if ranks.rank == 0:
+            with open(path, "rb") as file:
+                content = file.read()
+        content = ranks.share(content, f"the file {name}")
+        if ranks.rank > 0:
+            with open(path, "wb") as file:
+                file.write(content)
+    return manifest
+
+
+def check_samples(manifest: Dict[str, Any], sizes: Sequence[int], path: str) -> None:
+    """Raise a UsageError where a run that ranks share, or shared, would go on with other samples per iteration."""
+    former = manifest.get("ranks", 1), manifest.get("batch_sizes", list(sizes))
+    if ranks.size == 1 and former[0] == 1:
+        return
+    if [former[0] * size for size in former[1]] != [ranks.size * size for size in sizes]:
+        ranks.agree()
+        raise UsageError(
+            f"the run had {tell_samples(*former)} per iteration, and now has {tell_samples(ranks.size, sizes)}; "
+            f"expected the same product, by another batch_size in the net of {path} or another number of ranks. "
+            f"Others are a new run: {PROGRAM} train {path} --weights {manifest_weights(manifest)} --out ANOTHER"
+        )
+
+
+def manifest_weights(manifest: Dict[str, Any]) -> str:
+    return next(name for name in manifest["files"] if ".caffemodel" in name)

@@ -1,0 +1,132 @@
+"""How ranks share the samples of a training: each sample of an epoch is read by one of them, once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from typing import Any, Dict, List, Sequence
+
+from ..errors import UsageError
+from ..files import read_lines
+from ..nets.data_layers import batch_size, count_samples, sources
+from ..nets.hdf5_lists import hdf5_files
+from ..nets.pairing import parameter_of
+from ..parallel.ranks import ranks
+from .terminal import say, warn
+
+SHARING = ("Data", "HDF5Data")  # layers that leave out other ranks' samples by themselves
+FREE = ("Input", "DummyData")  # layers without samples
+
+
+def check_shared(layers: Sequence[Any], path: str) -> None:
+    """Raise a UsageError where ranks cannot share the samples of a TRAIN net; say what of its numbers is not shared."""
+    if ranks.size == 1:
+        return
+    for layer in sources(layers):
+        name = f"{path}: layer {layer.name!r}"
+        if layer.type in SHARING or layer.type == "ImageData":
+            check_enough(layer, name)
+        elif layer.type == "Python":
+            say(f"{name} is in Python, and has to leave out other ranks' samples by caffe.solver_rank() itself.")
+        elif layer.type not in FREE:
+            raise UsageError(
+                f"{name} is of type {layer.type}, whose samples ranks cannot share; expected HDF5Data, "
+                "Data or ImageData."
+            )
+    for layer in layers:
+        if layer.loss_param.HasField("ignore_label"):
+            warn(
+                "train",
+                f"{path}: layer {layer.name!r} ({layer.type}) divides by what is not ignored on each rank "
+                "alone: the mean of those means is not the mean over the whole batch. This package's losses share it.",
+            )
+        elif layer.type == "BatchNorm" and not layer.batch_norm_param.use_global_stats:
+            warn("train", f"{path}: layer {layer.name!r} (BatchNorm) has statistics of each rank's own samples.")
+
+
+def check_enough(layer: Any, name: str) -> None:
+    samples, size = count_samples(layer), batch_size(layer)
+    if getattr(parameter_of(layer), "rand_skip", 0):
+        raise UsageError(f"{name} has rand_skip, and so another start on each rank; expected none.")
+    whole = ranks.size * size
+    if whole > samples:
+        raise UsageError(
+            f"{name} has {samples} samples; expected at least {ranks.size} ranks x {size} = {whole}, the "
+            "samples of one iteration. Lower batch_size, or start fewer ranks."
+        )
+    if layer.type == "HDF5Data" and layer.hdf5_data_param.shuffle:
+        lengths = file_lengths(layer)
+        if len(set(lengths)) > 1 or lengths[0] < whole:
+            raise UsageError(
+                f"{name} shuffles files of {', '.join(map(str, lengths[:5]))} samples; expected one file, or files of "
+                f"one length of at least {whole}, as ranks could not draw the same order. Or set shuffle: false."
+            )
+
+
+def file_lengths(layer: Any) -> List[int]:
+    """The samples in each file of an HDF5Data layer."""
+    import h5py
+
+    lengths = []
+    for path in hdf5_files(layer):
+        with h5py.File(path, "r") as file:
+            lengths.append(file[layer.top[0]].shape[0])
+    return lengths
+
+
+def share_lists(net: Any, prefix: str) -> Any:
+    """The net with each ImageData list replaced by this rank's lines, in files that begin with `prefix`.
+
+    Line n of a list read over and over is of rank n mod K, so that the ranks together read what one process would. A
+    shuffled list is dealt out once.
+    """
+    shared = type(net).FromString(net.SerializeToString())
+    if ranks.size == 1:
+        return shared
+    for number, layer in enumerate(sources(shared.layer)):
+        if layer.type == "ImageData":
+            parameter = layer.image_data_param
+            lines = read_lines(parameter.source, f"source of layer {layer.name!r}")
+            stop = len(lines) if parameter.shuffle or len(lines) % ranks.size == 0 else len(lines) * ranks.size
+            mine = [lines[k % len(lines)] for k in range(ranks.rank, stop, ranks.size)]
+            parameter.source = f"{prefix}_list{number}.txt"
+            with open(parameter.source, "w", encoding="utf-8") as file:
+                file.write("\n".join(mine) + "\n")
+    return shared
+
+
+class Shuffles:
+    """Has HDF5Data layers that shuffle draw an order by the epoch alone, whatever else was drawn before.
+
+    They draw by the C library's rand() when they come to the end of a file, which ranks do in different iterations.
+    Ranks that drew different orders would read some samples twice and others never.
+    """
+
+    def __init__(self, net: Any, layers: Sequence[Any], seed: int):
+        self.seed = seed
+        self.passes: Dict[int, int] = {}
+        self.sizes: Dict[int, tuple] = {}
+        indices = [index for index, layer in enumerate(net.layers) if layer.type == "HDF5Data"]
+        readers = [layer for layer in layers if layer.type == "HDF5Data"]
+        for index, layer in zip(indices, readers):
+            lengths = file_lengths(layer) if layer.hdf5_data_param.shuffle else []
+            if len(set(lengths)) == 1:
+                self.passes[index], self.sizes[index] = 0, (lengths[0], layer.hdf5_data_param.batch_size)
+        if self.passes and os.name == "posix":
+            self.library = ctypes.CDLL(None)
+            net.before_forward(self.seed_layer)
+
+    def seed_layer(self, index: int) -> None:
+        if index in self.passes:
+            self.passes[index] += 1
+            length, batch = self.sizes[index]
+            place = ranks.size * (batch * self.passes[index] - 1) + ranks.rank + 1  # of the next sample to look at
+            self.library.srand(zlib.crc32(repr((self.seed, "file", index, place // length)).encode()) & 0x7FFFFFFF)
+
+
+def tell_samples(count: int, sizes: Sequence[int]) -> str:
+    """The samples of an iteration: "2 ranks x 32 = 64 samples"."""
+    each = " and ".join(map(str, dict.fromkeys(sizes)))
+    whole = " and ".join(str(count * size) for size in dict.fromkeys(sizes))
+    return f"{count} rank{'' if count == 1 else 's'} x {each} = {whole} samples"

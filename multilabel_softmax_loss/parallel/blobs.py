@@ -1,0 +1,78 @@
+"""Blobs of a net as one message: all their numbers in one array, which the ranks add up or rank 0 gives out."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from .ranks import Ranks
+
+ALIGNMENT = 64  # bytes
+
+
+class Group(NamedTuple):
+    """The blobs of one dtype, and their place in the memory that all see."""
+
+    dtype: Any
+    blobs: List[Any]
+    offset: int
+    length: int
+
+
+class FusedBlobs:
+    """Learnable blobs, each once, though layers may share it, in one array per dtype."""
+
+    def __init__(self, blobs: Sequence[Any], ranks: Ranks):
+        self.ranks = ranks
+        by_place = {blob.data.__array_interface__["data"][0]: blob for blob in blobs if blob.count}
+        self.groups: List[Group] = []
+        offset = 0
+        for dtype in dict.fromkeys(blob.data.dtype for blob in by_place.values()):
+            chosen = [blob for blob in by_place.values() if blob.data.dtype == dtype]
+            count = sum(blob.count for blob in chosen)
+            self.groups.append(Group(dtype, chosen, offset, count))
+            offset += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.memory = ranks.memory(max(offset, ALIGNMENT))
+
+    def parts(self, kind: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Each blob's "data" or "diff", and its place in the memory, in the same shape."""
+        for group in self.groups:
+            flat = self.memory[group.offset : group.offset + group.length * group.dtype.itemsize].view(group.dtype)
+            at = 0
+            for blob in group.blobs:
+                values = getattr(blob, kind)
+                yield values, flat[at : at + values.size].reshape(values.shape)
+                at += values.size
+
+    def add_up(self, kind: str, factor: float, name: str) -> None:
+        """Have the blobs be the sum over the ranks of what they are times `factor`, which is each rank's own."""
+        if self.ranks.size == 1:
+            for values, _ in self.parts(kind):
+                np.multiply(values, values.dtype.type(factor), out=values)
+            return
+        for values, place in self.parts(kind):
+            np.multiply(values, values.dtype.type(factor), out=place)
+        for group in self.groups:
+            self.ranks.sum(group.dtype, group.offset, group.length, name)
+        for values, place in self.parts(kind):
+            values[...] = place
+
+    def give_out(self, kind: str, name: str) -> None:
+        """Have the blobs of all ranks be those of rank 0."""
+        if self.ranks.size == 1:
+            return
+        for values, place in self.parts(kind):
+            place[...] = values
+        for group in self.groups:
+            self.ranks.broadcast(group.dtype, group.offset, group.length, name)
+        for values, place in self.parts(kind):
+            values[...] = place
+
+    def checksum(self, kind: str) -> int:
+        """The same on two ranks where all numbers are, bit for bit."""
+        total = 0
+        for values, _ in self.parts(kind):
+            total = zlib.crc32(values.tobytes(), total)
+        return total

@@ -1,0 +1,79 @@
+"""The batches that one update of the weights is made of, on all ranks and of all iter_size parts, and their divisors.
+
+Caffe adds up the gradients of the iter_size batches of an iteration and divides by iter_size; ranks add up theirs and
+divide by their number. That is the gradient of one large batch only where all parts were divided by the same number,
+and under VALID that is the number of labelled positions, which differs. So a loss layer asks here what to divide by.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple
+
+from .ranks import ranks
+
+
+class Part(NamedTuple):
+    """A batch of a loss: what it alone is divided by, and the batch of all ranks."""
+
+    divisor: float
+    whole: float
+
+    def share(self) -> float:
+        """By how much its loss counts in that of all ranks."""
+        return self.divisor / self.whole if self.whole else 0.0
+
+
+class Window:
+    """What loss layers are divided by in this iteration; closed, as it is but in training, by their own batch alone.
+
+    Where `late`, the divisor of all batches is known after the last one only: each is divided by the first one's, and
+    `factor` puts the sum of the gradients right. That is possible where a net has one loss.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = self.late = False
+        self.parts: List[Part] = []  # of each loss of each batch, as they were asked for
+        self.first = 1.0
+
+    @contextmanager
+    def open(self, late: bool) -> Iterator[None]:
+        self.is_open, self.late, self.parts, self.first = True, late, [], 1.0
+        try:
+            yield
+        finally:
+            self.is_open = False
+
+    def share(self, divisor: float, is_sum: bool) -> float:
+        """What to divide the gradient of a batch by, which alone comes to `divisor`.
+
+        The gradients of the ranks are averaged afterwards. `is_sum` says that the loss is a sum that nothing divides
+        (normalization NONE): it is one over all ranks, too.
+        """
+        if not self.is_open:
+            return divisor
+        if is_sum:
+            self.parts.append(Part(divisor, divisor))
+            return divisor / ranks.size
+        if self.late:
+            self.first = self.first if any(part.divisor for part in self.parts) else divisor or 1.0
+            self.parts.append(Part(divisor, 0.0))
+            return self.first
+        whole = float(ranks.gather([divisor], "the divisor of a loss").sum()) if ranks.size > 1 else divisor
+        self.parts.append(Part(divisor, whole))
+        return whole / ranks.size
+
+    def factor(self, batches: int) -> float:
+        """What to multiply this rank's summed gradients with, so that their sum over the ranks is the right one.
+
+        Caffe divides that by the number of `batches`, which is iter_size, afterwards.
+        """
+        if not self.late or not any(part.whole == 0 for part in self.parts):
+            return 1 / ranks.size
+        own = sum(part.divisor for part in self.parts)
+        whole = float(ranks.gather([own], "the divisor of an iteration").sum())
+        self.parts = [Part(part.divisor, whole / batches) for part in self.parts]
+        return self.first * batches / whole if whole else 0.0
+
+
+window = Window()  # of this process
