@@ -14,6 +14,7 @@ from .errors import InputError, NotFiniteError
 from .losses.evaluate import Loss, Mean, scale_gradient
 from .losses.sigmoid import SigmoidLoss
 from .losses.softmax import SoftmaxLoss
+from .parallel.window import window
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 BLOBS = {"scores": "bottom[0] (scores)", "labels": "bottom[1] (labels)", "sample_weight": "bottom[2] (sample weights)"}
@@ -138,9 +139,10 @@ class MultilabelLossLayer(caffe.Layer):
     def share_divisor(self, divisor: float) -> float:
         """What the gradient of this batch is divided by, from what it comes to alone, in units of the sample weights.
 
-        The one place where they may differ, as where several processes share a batch.
+        They differ where several processes, or the batches of an iteration, make up one batch.
         """
-        return divisor
+        is_sum = getattr(self.options, "normalization", "") == "NONE"
+        return window.share(divisor, is_sum) if self.writes_diff else divisor
 
     def run(self, bottom: Any, gradient: Any, probs: Any, factor: Optional[float]) -> Mean:
         """The loss of the bottoms' data; errors name the blobs as the prototxt does."""

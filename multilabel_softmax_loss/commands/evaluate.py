@@ -8,6 +8,7 @@ from typing import Any, List, Optional
 
 from ..errors import UsageError
 from ..files import PICTURES, check_output, read_lines, same_file, write_text
+from ..parallel.ranks import ranks
 from . import metrics
 from .arguments import add_head_arguments, add_positive_argument, at_least_one
 from .outputs import net_outputs
@@ -59,16 +60,17 @@ def whole_numbers(text: str) -> List[int]:
 
 
 def run(arguments: Any) -> int:
-    check_output(arguments.tune_thresholds, (".json",))
-    check_output(arguments.json, (".json",))
-    check_output(arguments.picture, PICTURES)
+    if ranks.rank == 0:  # which writes
+        check_output(arguments.tune_thresholds, (".json",))
+        check_output(arguments.json, (".json",))
+        check_output(arguments.picture, PICTURES)
     if same_file(arguments.json, arguments.tune_thresholds):
         raise UsageError(f"{arguments.json} is the file of both --json and --tune-thresholds; expected two.")
     if same_file(arguments.json, arguments.thresholds):
         raise UsageError(f"--json {arguments.json} is the file of --thresholds itself; choose another name.")
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
-    truth, log_odds, known, head = net_outputs(
+    outputs = net_outputs(
         arguments.net,
         arguments.weights,
         phase=arguments.phase,
@@ -79,6 +81,9 @@ def run(arguments: Any) -> int:
         positive_above=arguments.positive_above,
         iterations=arguments.iterations,
     )
+    if outputs is None:
+        return 0  # rank 0 does the rest
+    truth, log_odds, known, head = outputs
     check_arguments(arguments, names, truth.shape[1])
     levels = levels_of(thresholds, arguments.thresholds, truth.shape[1], head, names) if thresholds else None
     tuned = metrics.tune_thresholds(truth, log_odds, known) if arguments.tune_thresholds else None

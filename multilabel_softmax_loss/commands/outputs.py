@@ -9,7 +9,15 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..nets.data_layers import batch_size, check_data, count_samples, readers, sources
+from ..nets.data_layers import (
+    batch_size,
+    check_data,
+    count_samples,
+    pass_over_batch,
+    places_of_sources,
+    readers,
+    sources,
+)
 from ..nets.heads import Head, choose_head, unsaturated
 from ..nets.image_index import put_in_order, reads_index
 from ..nets.pairing import parameter_of
@@ -17,6 +25,7 @@ from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import ancestors
 from ..nets.weights import load_net
+from ..parallel.ranks import in_turn, ranks
 
 
 class Outputs(NamedTuple):
@@ -42,9 +51,10 @@ def net_outputs(
     activation: Optional[str] = None,
     positive_above: Optional[float] = None,
     iterations: Optional[int] = None,
-) -> Outputs:
+) -> Optional[Outputs]:
     """Labels and scores of every sample of the net's data, in order, as in the TEST phase.
 
+    Of ranks that share the data, rank 0 has them all, and the others None.
     `positive_above` is as `positives` takes it; `iterations` is how many batches there are, where no file tells.
     """
     net = read_prototxt(path)
@@ -54,7 +64,10 @@ def net_outputs(
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase, head, iterations)
-    found, log_odds, known = collect(load_net(net, path, "TEST", weights), head, count, iterations, path)
+    rows = collect(load_net(net, path, "TEST", weights), head, count, iterations, path)
+    if not rows:
+        return None
+    found, log_odds, known = (np.concatenate(arrays) for arrays in zip(*rows))
     truth = positives(found, known, head.labels, positive_above)
     if truth.shape[1] < 2:
         raise UsageError(f"blob {head.scores!r} has one class; expected at least two.")
@@ -134,14 +147,23 @@ def samples_of(net: Any, path: str, phase: str, head: Head, iterations: Optional
 
 def collect(
     loaded: Any, head: Head, count: Optional[int], iterations: Optional[int], path: str
-) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of `count` samples, each once, as a last batch may begin the data anew; or of so many iterations."""
+) -> List[Tuple[np.ndarray, ...]]:
+    """The rows of `count` samples, each once, as a last batch may begin the data anew; or of so many iterations.
+
+    They are by batches, which ranks take in turn; rank 0 has all in the end.
+    """
     from tqdm import tqdm
 
     parts: List[Tuple[np.ndarray, ...]] = []
-    seen = 0
+    places, size = places_of_sources(loaded), loaded.blobs[head.labels].data.shape[0]
+    seen = batches = 0
     with tqdm(total=count, unit="sample", leave=False, disable=not sys.stderr.isatty()) as bar:
-        while seen < count if count is not None else len(parts) < (iterations or 0):
+        while seen < count if count is not None else batches < (iterations or 0):
+            batches += 1
+            if (batches - 1) % ranks.size != ranks.rank:
+                pass_over_batch(loaded, places)
+                seen += size
+                continue
             with running(path):
                 loaded.forward()
             left = None if count is None else count - seen
@@ -151,5 +173,4 @@ def collect(
             parts.append(head.rows(scores, labels))
             seen += len(scores)
             bar.update(len(scores))
-    labels, log_odds, known = (np.concatenate(arrays) for arrays in zip(*parts))
-    return labels, log_odds, known
+    return in_turn(ranks.collect(parts, "the end of the data"))

@@ -17,6 +17,7 @@ from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import deploy_head, deploy_net, input_names
 from ..nets.weights import load_net
+from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
@@ -184,7 +185,8 @@ def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessin
         )
     recipe.check_size((height, width))
     parts = []
-    for start in tqdm(range(0, len(images), BATCH), unit="batch", leave=False, disable=not sys.stderr.isatty()):
+    starts = range(ranks.rank * BATCH, len(images), ranks.size * BATCH)  # ranks take batches in turn
+    for start in tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty()):
         batch = [recipe.read_image(name, (height, width)) for name in images[start : start + BATCH]]
         blob.reshape(len(batch), channels, height, width)
         blob.data[...] = batch
@@ -198,4 +200,4 @@ def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessin
         if not (scores < np.inf).all():  # -inf masks a class
             raise UsageError(f"blob {head.scores!r} is not finite for images {start} to {start + len(batch) - 1}.")
         parts.append(head.log_odds(scores).reshape(len(batch), -1))
-    return np.concatenate(parts)
+    return np.concatenate(in_turn(ranks.everyone(parts, "the end of the images")))

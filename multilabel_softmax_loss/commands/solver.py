@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError, shortlist
-from ..nets.data_layers import check_data, period, sources
+from ..nets.data_layers import check_data, period, places_of_sources, sources
 from ..nets.image_index import reads_index
 from ..nets.python_layers import check_python_layers, python_layer_errors
 from ..nets.reading import phase_layers, read_prototxt
@@ -294,15 +294,6 @@ def loss_outputs(net: Any, path: str) -> List[str]:
     return scalar_outputs(net) or [name for name in losses if net.blobs[name].data.size == 1]
 
 
-def data_layers(net: Any) -> List[int]:
-    """The places in a net of the layers that bring data."""
-    return [
-        index
-        for index, layer in enumerate(net.layers)
-        if not len(net._bottom_ids(index)) and layer.type not in ("Input", "Parameter")
-    ]
-
-
 def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forwards: int, stop: Sequence[int]) -> None:
     """Put the data layers of a new net where `forwards` batches at each of these moments would have put them.
 
@@ -313,7 +304,7 @@ def fast_forward(net: Any, layers: Sequence[Any], moments: Sequence[tuple], forw
     for layer in net.layers:
         if hasattr(layer, "skip"):
             layer.skip(len(moments) * forwards)
-    indices = [index for index in data_layers(net) if not hasattr(net.layers[index], "skip")]
+    indices = [place for place in places_of_sources(net) if not hasattr(net.layers[place], "skip")]
     readers = [layer for layer in sources(layers) if layer.type != "Input" and not reads_index(layer)]
     periods = [period(layer, ranks.size) for layer in readers]
     if None not in periods:

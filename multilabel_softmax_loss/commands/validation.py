@@ -8,12 +8,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import NotFiniteError, UsageError, unknown_name
-from ..nets.data_layers import batch_size, count_samples, readers
+from ..nets.data_layers import batch_size, count_samples, pass_over_batch, places_of_sources, readers
 from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
 from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .outputs import positives
-from .solver import SeededSolver, data_layers, scalar_outputs
+from .solver import SeededSolver, scalar_outputs
 from .terminal import say
 
 RANKING = {"mAP": "higher", "LRAP": "higher", "coverage": "lower"}
@@ -60,13 +60,12 @@ class TestNet:
         net, self.net = self.net or self.solver.make_test_net(self.number), None
         self.solver.begin_test(net, self.number)
         rows: List[Any] = []  # of each batch of this rank: the outputs, and those of the head
-        others = data_layers(net)
+        places = places_of_sources(net)
         for batch in range(self.batches):
             if batch % ranks.size == 0 and asked():
                 return None
             if batch % ranks.size != ranks.rank:
-                for index in others:
-                    net._forward(index, index)
+                pass_over_batch(net, places)
                 continue
             net.forward()
             rows.append(([float(net.blobs[name].data) for name in self.outputs],))

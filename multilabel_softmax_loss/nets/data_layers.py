@@ -20,6 +20,22 @@ def sources(layers: Sequence[Any]) -> List[Any]:
     return [layer for layer in layers if not layer.bottom and layer.type != "Parameter"]
 
 
+def places_of_sources(net: Any) -> List[int]:
+    """The places in a caffe.Net of the layers that bring data into it."""
+    return [
+        place
+        for place, layer in enumerate(net.layers)
+        if not len(net._bottom_ids(place)) and layer.type not in ("Input", "Parameter")
+    ]
+
+
+def pass_over_batch(net: Any, places: Sequence[int]) -> None:
+    """Have the layers at these places, which bring data into a caffe.Net, be at their next batch."""
+    for place in places:
+        layer = net.layers[place]
+        layer.skip(1) if hasattr(layer, "skip") else net._forward(place, place)
+
+
 def readers(layers: Sequence[Any]) -> List[Any]:
     """Those of the layers that read files: HDF5Data, Data and ImageData."""
     return [layer for layer in layers if layer.type in READERS]
