@@ -129,7 +129,7 @@ def train(
         with ranks.together("the folder of the run"):
             if os.path.isdir(folder.path):
                 folder.lock()
-            unknown = ""
+            unknown: Optional[str] = None
             if not resume:
                 if ranks.rank == 0:
                     nets = [*(test.net.layer for test in file.tests), file.train.net.layer]
