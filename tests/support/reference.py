@@ -147,3 +147,86 @@ def reference_sigmoid(
         if divisor == 0:
             return 0.0, np.zeros(scores.shape)
         return float(total / divisor), (gradient / divisor).astype(np.float64)
+
+
+def reference_ranking(
+    scores,
+    labels,
+    sample_weight=None,
+    axis=1,
+    ranking="pairwise",
+    margin=1.0,
+    pair_normalization="pairs",
+    normalization="VALID",
+    ignore_label=None,
+    class_weight=None,
+):
+    """Loss and gradient of dense labels, pair by pair, rounded to float64 at the very end.
+
+    Positions without a label are ignored. Shapes must be exact; weights are one per position.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    axis %= scores.ndim
+    rest = scores.shape[:axis] + scores.shape[axis + 1 :]
+    total, weight_sum = mpmath.mpf(0), mpmath.mpf(0)
+    gradient = np.full(scores.shape, mpmath.mpf(0), dtype=object)
+    with mpmath.workdps(DIGITS):
+        for place in itertools.product(*map(range, rest)):
+            where = place[:axis] + (slice(None),) + place[axis:]
+            known = [ignore_label is None or y != np.asarray(ignore_label, labels.dtype) for y in labels[where]]
+            weights = [1.0] * scores.shape[axis] if class_weight is None else class_weight
+            y = [mpmath.mpf(float(w)) * mpmath.mpf(float(label)) for w, label in zip(weights, labels[where])]
+            labelled = [k for k, there in enumerate(known) if there and labels[where][k] > 0]
+            others = [k for k, there in enumerate(known) if there and labels[where][k] == 0]
+            if not labelled:
+                continue
+            weight = mpmath.mpf(1 if sample_weight is None else float(np.asarray(sample_weight)[place]))
+            weight_sum += weight
+            s = [mpmath.mpf(float(score)) for score in scores[where]]
+            if ranking in ("pairwise", "warp"):
+                loss, slope = hinge_pairs(s, y, labelled, others, mpmath.mpf(margin), ranking == "warp")
+                pairs = len(labelled) * len(others) if pair_normalization == "pairs" else 1
+                loss, slope = loss / (pairs or 1), [g / (pairs or 1) for g in slope]
+            else:
+                loss, slope = log_pairs(s, y, labelled, others, ranking)
+            total += weight * loss
+            gradient[where] = [weight * g for g in slope]
+        sizes = {"FULL": int(np.prod(rest)), "BATCH_SIZE": int(np.prod(scores.shape[:axis])), "NONE": 1}
+        divisor = weight_sum if normalization == "VALID" else mpmath.mpf(sizes[normalization])
+        if divisor == 0:
+            return 0.0, np.zeros(scores.shape)
+        return float(total / divisor), (gradient / divisor).astype(np.float64)
+
+
+def hinge_pairs(s, y, labelled, others, margin, warp):
+    """sum_j y_j W_j sum_k max(0, margin - s_j + s_k), and its gradient with W held constant."""
+    loss, slope = mpmath.mpf(0), [mpmath.mpf(0)] * len(s)
+    for j in labelled:
+        violating = [k for k in others if margin - s[j] + s[k] > 0]
+        rank = len(violating)
+        factor = y[j]
+        if warp and rank:
+            factor *= sum(mpmath.mpf(1) / i for i in range(1, rank + 1)) / rank
+        for k in violating:
+            loss += factor * (margin - s[j] + s[k])
+            slope[k] += factor
+            slope[j] -= factor
+    return loss, slope
+
+
+def log_pairs(s, y, labelled, others, ranking):
+    """log(1 + A B) or log(1 + A) + log(1 + B) with A = sum_k exp(s_k), B = sum_j y_j exp(-s_j), and its gradient."""
+    a, b = [mpmath.exp(s[k]) for k in others], [y[j] * mpmath.exp(-s[j]) for j in labelled]
+    slope = [mpmath.mpf(0)] * len(s)
+    if ranking == "lsep":
+        product = sum(a) * sum(b)
+        loss = mpmath.log1p(product)
+        down, up = sum(a) / (1 + product), sum(b) / (1 + product)
+    else:
+        loss = mpmath.log1p(sum(a)) + mpmath.log1p(sum(b))
+        down, up = 1 / (1 + sum(b)), 1 / (1 + sum(a))
+    for k, value in zip(others, a):
+        slope[k] = value * up
+    for j, value in zip(labelled, b):
+        slope[j] = -value * down
+    return loss, slope
