@@ -1,4 +1,4 @@
-"""Softmax and sigmoid cross-entropy for images with several labels each, as Caffe Python layers and as functions."""
+"""Softmax, sigmoid and ranking losses for images with several labels each, as Caffe Python layers and as functions."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, List
@@ -8,39 +8,60 @@ if TYPE_CHECKING:
     from .gradient_check.layer import check_layer
     from .gradient_check.net import check_net
     from .gradient_check.report import GradientReport, assert_gradient
-    from .layers import MultilabelImageDataLayer, MultilabelSigmoidLossLayer, MultilabelSoftmaxLossLayer
-    from .losses.options import SigmoidOptions, SoftmaxOptions
+    from .layers import (
+        MultilabelImageDataLayer,
+        MultilabelRankingLossLayer,
+        MultilabelSigmoidLossLayer,
+        MultilabelSoftmaxLossLayer,
+    )
+    from .losses.options import RankingOptions, SigmoidOptions, SoftmaxOptions
+    from .losses.ranking import ranking_loss
     from .losses.sigmoid import sigmoid_cross_entropy
     from .losses.softmax import softmax_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [
     "GradientReport",
+    "RankingOptions",
     "SigmoidOptions",
     "SoftmaxOptions",
     "assert_gradient",
     "check_function",
     "check_layer",
     "check_net",
+    "ranking_loss",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
 ]
-LAYERS = ("MultilabelImageDataLayer", "MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer")
+LAYERS = (
+    "MultilabelImageDataLayer",
+    "MultilabelRankingLossLayer",
+    "MultilabelSigmoidLossLayer",
+    "MultilabelSoftmaxLossLayer",
+)
 if TYPE_CHECKING or find_spec("caffe"):  # so that `import *`, help() and the like work without it
-    __all__ += ["MultilabelImageDataLayer", "MultilabelSigmoidLossLayer", "MultilabelSoftmaxLossLayer"]
+    __all__ += [
+        "MultilabelImageDataLayer",
+        "MultilabelRankingLossLayer",
+        "MultilabelSigmoidLossLayer",
+        "MultilabelSoftmaxLossLayer",
+    ]
 
 # Loaded on demand, so that importing the package never needs Caffe, and takes a command no time.
 ON_DEMAND = {
     "GradientReport": "gradient_check.report",
     "MultilabelImageDataLayer": "layers",
+    "MultilabelRankingLossLayer": "layers",
     "MultilabelSigmoidLossLayer": "layers",
     "MultilabelSoftmaxLossLayer": "layers",
+    "RankingOptions": "losses.options",
     "SigmoidOptions": "losses.options",
     "SoftmaxOptions": "losses.options",
     "assert_gradient": "gradient_check.report",
     "check_function": "gradient_check.function",
     "check_layer": "gradient_check.layer",
     "check_net": "gradient_check.net",
+    "ranking_loss": "losses.ranking",
     "sigmoid_cross_entropy": "losses.sigmoid",
     "softmax_cross_entropy": "losses.softmax",
 }

@@ -12,6 +12,7 @@ from .data.ahead import Ahead
 from .data.feed import Feed, ImageDataOptions
 from .errors import InputError, NotFiniteError
 from .losses.evaluate import Loss, Mean, scale_gradient
+from .losses.ranking import RankingLoss
 from .losses.sigmoid import SigmoidLoss
 from .losses.softmax import SoftmaxLoss
 from .parallel.window import window
@@ -68,10 +69,11 @@ class MultilabelLossLayer(caffe.Layer):
     """
 
     loss_class: ClassVar[Type[Loss]]
+    tops: ClassVar[tuple] = "1 (the loss) or 2 (the loss, the probabilities)", (1, 2)  # in words, and how many
 
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
-        check_count(self, "top", len(top), "1 (the loss) or 2 (the loss, the probabilities)", (1, 2))
+        check_count(self, "top", len(top), *self.tops)
         self.options = parse_options(self, self.loss_class.options_class)
         self.shapes: Any = None  # of the bottoms
         self.writes_diff: Optional[bool] = None  # whether forward does; the first one decides
@@ -235,6 +237,17 @@ class MultilabelSigmoidLossLayer(MultilabelLossLayer):
     """
 
     loss_class = SigmoidLoss
+
+
+class MultilabelRankingLossLayer(MultilabelLossLayer):
+    """A ranking loss: pairwise, WARP, lsep or zlpr.
+
+    Formulas, shapes and options are those of :func:`multilabel_softmax_loss.ranking_loss`; bottoms and `loss_weight`
+    are those of :class:`MultilabelSoftmaxLossLayer`. The loss is its only top.
+    """
+
+    loss_class = RankingLoss
+    tops = "1 (the loss; rankings know scores, and no probabilities for a second top)", (1,)
 
 
 class MultilabelImageDataLayer(caffe.Layer):

@@ -8,6 +8,7 @@
                     which are read as one map (1, C, N)
     sigmoid_lines   sigmoid; a line is a row, one class of a map, or,       lines
                     where no option tells entries apart, any run of them
+    ranking_positions  ranking losses                                       positions
     scale_entries   multiplies a gradient                                   entries
     None            float64 and other types, arrays that are not in C       NumPy does it
                     order or read-only, empty ones, "kl"; a bad label or
@@ -26,6 +27,7 @@ import numpy as np
 
 from .compiling import compiled, use_wide_vectors
 from .maps import softmax_maps, tile_width
+from .ranking import ranking_positions
 from .rows import softmax_rows
 from .sigmoid import RUN, sigmoid_lines
 from .threads import Team, count_threads
@@ -145,6 +147,24 @@ def plan_sigmoid(
     lines = -(-entries // RUN) if plain else outer if inner == 1 else outer * classes
     constants = (positive, negative, *label_constants(lists, ignore_label), float(smoothing), float(gamma))
     return Plan(sigmoid_lines, (*constants, classes, inner, plain), lines, entries)
+
+
+def plan_ranking(
+    shape: Tuple[int, int, int],
+    *,
+    lists: Optional[int],
+    ignore_label: Optional[float],
+    class_weight: Optional[np.ndarray],
+    ranking: int,
+    margin: float,
+    per_pair: bool,
+    empty: int,
+) -> Plan:
+    """A ranking loss of scores (N, C, S), with labels as in plan_softmax(); the rest is explained in ranking.py."""
+    outer, classes, inner = shape
+    class_weight = NO_WEIGHT if class_weight is None else class_weight.copy()
+    options = (class_weight, *label_constants(lists, ignore_label), ranking, margin, per_pair, empty, classes, inner)
+    return Plan(ranking_positions, options, outer * inner, outer * classes * inner)
 
 
 @compiled

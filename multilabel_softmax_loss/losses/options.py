@@ -85,12 +85,6 @@ class Options(OptionSet):
         "a label entry equal to it is unknown: that class leaves that position",
         "Caffe, `LossParameter`, here per class",
     )
-    label_smoothing: float = option(
-        0.0,
-        number(0, 1),
-        "moves this share of the targets to all classes alike",
-        "Szegedy et al. 2015, arXiv:1512.00567",
-    )
     class_weight: Optional[np.ndarray] = option(
         None,
         optional(per_class),
@@ -125,6 +119,12 @@ class Options(OptionSet):
 class SoftmaxOptions(Options):
     """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer."""
 
+    label_smoothing: float = option(
+        0.0,
+        number(0, 1),
+        "moves this share of the targets to all classes alike",
+        "Szegedy et al. 2015, arXiv:1512.00567",
+    )
     label_normalization: str = option(
         "l1",
         choice("l1", "count", "none"),
@@ -191,4 +191,46 @@ class SigmoidOptions(Options):
         "the divisor: `BATCH_SIZE` the first axis, `VALID` the known entries, each with its sample weight, "
         "`FULL` all entries, `NONE` 1",
         "Caffe, `LossParameter`",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RankingOptions(Options):
+    """Options of the ranking loss, as in `param_str` of MultilabelRankingLossLayer."""
+
+    class_weight: Optional[np.ndarray] = option(
+        None, optional(per_class), "C factors for the labels: a list, or a `.npy` or text file", "this package"
+    )
+    ranking: str = option(
+        "pairwise",
+        choice("pairwise", "warp", "lsep", "zlpr"),
+        '`"pairwise"` hinges of all pairs; `"warp"` those weighted by rank; `"lsep"` log-sum-exp of the pairs; '
+        '`"zlpr"` labelled classes above 0, the others below',
+        "Gong et al. 2014, arXiv:1312.4894; Weston et al. 2011; Li et al. 2017, arXiv:1704.03135; "
+        "Su et al. 2022, arXiv:2208.02955",
+    )
+    margin: float = option(
+        1.0,
+        number(0),
+        "by how much a labelled class is to score above the others, for pairwise and warp",
+        "Gong et al. 2014, arXiv:1312.4894",
+    )
+    pair_normalization: str = option(
+        "pairs",
+        choice("pairs", "none"),
+        '`"pairs"`: pairwise and warp are divided by the number of pairs of a position; `"none"`: they are not',
+        "this package",
+    )
+    normalization: str = option(
+        "VALID",
+        normalization_mode,
+        "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
+        "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
+        "Caffe, `LossParameter`",
+    )
+    empty: str = option(
+        "ignore",
+        choice("ignore", "error"),
+        'a position without positive label: `"ignore"` it, or `"error"`',
+        "this package",
     )

@@ -6,10 +6,9 @@ from typing import Any, Mapping, Optional, Tuple
 
 import numpy as np
 
-from ..errors import InputError
 from .evaluate import Block, Loss, loss_and_gradient
 from .options import SoftmaxOptions
-from .targets import column, softmax_targets
+from .targets import column, refuse_empty, softmax_targets
 
 
 def softmax_cross_entropy(
@@ -89,10 +88,7 @@ class SoftmaxLoss(Loss):
     def block(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray], where: tuple) -> Block:
         targets, counted = self.targets(labels, known)
         if self.options.empty == "error":
-            missing = ~counted if known is None else ~counted & known.any(axis=1, keepdims=True)
-            if missing.any():
-                place = self.layout.locate(np.argwhere(missing)[0], where, name_class=False)
-                raise InputError("empty", f"{{labels}} has no positive label at {place}")
+            refuse_empty(counted, known, where, self.layout)
         losses, gradient, probs = softmax_terms(scores, targets, known)
         if self.options.divergence == "kl":
             losses -= entropy(targets)

@@ -117,6 +117,14 @@ def spread(share: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
     return share if known is None else share * known
 
 
+def refuse_empty(counted: np.ndarray, known: Optional[np.ndarray], where: tuple, layout: Layout) -> None:
+    """Raise an InputError that names a position of a block which has known classes, but does not count."""
+    missing = ~counted if known is None else ~counted & known.any(axis=1, keepdims=True)
+    if missing.any():
+        place = layout.locate(np.argwhere(missing)[0], where, name_class=False)
+        raise InputError("empty", f"{{labels}} has no positive label at {place}")
+
+
 def sigmoid_weights(options: SigmoidOptions, classes: int) -> Tuple[np.ndarray, np.ndarray]:
     """The weights of the two terms of each class, t log p and (1-t) log(1-p): w v alpha and w (1 - alpha).
 
