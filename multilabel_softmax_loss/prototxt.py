@@ -33,12 +33,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Type
 
 import numpy as np
 
-from .losses.options import Options, SigmoidOptions, SoftmaxOptions, number
+from .losses.options import Options, RankingOptions, SigmoidOptions, SoftmaxOptions, number
 
 # Options of each layer by its name in python_param.
 LAYERS: Dict[str, Type[Options]] = {
     "MultilabelSoftmaxLossLayer": SoftmaxOptions,
     "MultilabelSigmoidLossLayer": SigmoidOptions,
+    "MultilabelRankingLossLayer": RankingOptions,
 }
 
 # Comments beside the lines of a layer, one per top.
@@ -81,6 +82,8 @@ def loss_layer(
     TypeError : an option has the wrong type, or `bottoms` or `tops` is one string.
     """
     check_blobs_and_weight(bottoms, tops, loss_weight)
+    if layer == layer_name("ranking") and len(tops) > 1:
+        raise ValueError(f"tops has 2 names; expected 1, as {layer} makes no probabilities")
     checked = options_of(layer).make(options)
     loss_weights = [plain(float(loss_weight)), 0][: len(tops)]
     lines = [
@@ -170,25 +173,31 @@ def quoted(text: str, single: bool = False) -> str:
     return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark).replace("\n", "\\n") + mark
 
 
-# The snippets are files, in prototxt/. Made here are the two that list every option, and the tables of README.md there.
+# The snippets are files, in prototxt/. Made here are those that list every option, and the tables of README.md there.
 
-FAMILIES = ("softmax", "sigmoid", "solver")  # their order
+LOSSES = ("softmax", "sigmoid", "ranking")
+FAMILIES = (*LOSSES, "solver")  # their order
 
 OPTIONS_COMMENT = """\
-# All that the {layer} takes: sample weights, probabilities, and every option with its default.
+# All that the {layer} takes: {blobs}, and every option with its default.
 #
 # Put this layer at the end of your net. Change "scores" to the top of your last layer, an InnerProduct or
 # Convolution of num_output C without Softmax, and "labels" to the top of the data layer that has the labels.
-# Delete what you do not need: sample weights, probabilities with their loss_weight, options (no comma after the last).
+# Delete what you do not need: {parts}, options (no comma after the last).
 
 """
 
 
 def options_snippet(loss: str) -> str:
-    """The text of `<loss>_options.prototxt`, for "softmax" or "sigmoid"."""
-    bottoms, tops = ("scores", "labels", "sample_weight"), ("loss", "probs")
+    """The text of `<loss>_options.prototxt`, for one of LOSSES."""
+    bottoms, tops = ("scores", "labels", "sample_weight"), ("loss",) if loss == "ranking" else ("loss", "probs")
     layer = loss_layer("loss", bottoms, tops, layer=layer_name(loss), write_defaults=True)
-    return OPTIONS_COMMENT.format(layer="layer" if loss == "softmax" else f"{loss} layer") + layer
+    comment = OPTIONS_COMMENT.format(
+        layer="layer" if loss == "softmax" else f"{loss} layer",
+        blobs="sample weights" if loss == "ranking" else "sample weights, probabilities",
+        parts="sample weights" if loss == "ranking" else "sample weights, probabilities with their loss_weight",
+    )
+    return comment + layer
 
 
 def layer_name(loss: str) -> str:
@@ -196,7 +205,7 @@ def layer_name(loss: str) -> str:
 
 
 def option_table(loss: str, snippets: Mapping[str, str]) -> str:
-    """A Markdown table of the options of "softmax" or "sigmoid": default, effect, source, and a snippet with each.
+    """A Markdown table of the options of a loss: default, effect, source, and a snippet with each.
 
     `snippets` are texts by the names of their files, without suffix; the first one of that loss that has an option is
     the one to name.
@@ -230,14 +239,13 @@ def link(stem: str) -> str:
 
 
 def generated(folder: Path) -> Dict[str, str]:
-    """What is made from the options, by the names of the files: the two *_options.prototxt, and README.md."""
-    made = {f"{loss}_options.prototxt": options_snippet(loss) for loss in ("softmax", "sigmoid")}
+    """What is made from the options, by the names of the files: those *_options.prototxt, and README.md."""
+    made = {f"{loss}_options.prototxt": options_snippet(loss) for loss in LOSSES}
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.prototxt")}
     snippets = {Path(name).stem: text for name, text in {**texts, **made}.items()}
     snippets = {stem: snippets[stem] for stem in sorted(snippets, key=place)}
     tables = {
-        "options of the softmax loss": option_table("softmax", snippets),
-        "options of the sigmoid loss": option_table("sigmoid", snippets),
+        **{f"options of the {loss} loss": option_table(loss, snippets) for loss in LOSSES},
         "snippets": snippet_list(snippets),
     }
     made["README.md"] = fill_blocks((folder / "README.md").read_text(encoding="utf-8"), tables)
@@ -259,7 +267,7 @@ def fill_blocks(text: str, blocks: Mapping[str, str]) -> str:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m multilabel_softmax_loss.prototxt",
-        description="Write anew what is made from the options: two of the snippets, and the tables of their README.md.",
+        description="Write anew what is made from the options: *_options.prototxt, and the tables of README.md.",
     )
     parser.add_argument("folder", type=Path, help="the folder of the snippets: prototxt")
     folder = parser.parse_args(arguments).folder

@@ -121,7 +121,12 @@ def run(*arguments):
 
 def test_what_is_made_from_the_options_is_up_to_date():
     made = prototxt.generated(ROOT / "prototxt")
-    assert sorted(made) == ["README.md", "sigmoid_options.prototxt", "softmax_options.prototxt"]
+    assert sorted(made) == [
+        "README.md",
+        "ranking_options.prototxt",
+        "sigmoid_options.prototxt",
+        "softmax_options.prototxt",
+    ]
     for name, text in made.items():
         assert (ROOT / "prototxt" / name).read_text(encoding="utf-8") == text, "run `make snippets`"
 

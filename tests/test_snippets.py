@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 from support.caffe_nets import fill, input_layer
 
-from multilabel_softmax_loss import sigmoid_cross_entropy, softmax_cross_entropy
+from multilabel_softmax_loss import ranking_loss, sigmoid_cross_entropy, softmax_cross_entropy
 from multilabel_softmax_loss.losses.options import SoftmaxOptions
 from multilabel_softmax_loss.prototxt import loss_layer
 
@@ -127,6 +127,15 @@ CASES = {
         "options": {"focal_gamma": 2, "focal_alpha": 0.25},
     },
     "sigmoid_options": lambda rng, labels: {"loss": sigmoid_cross_entropy, **all_options(rng, labels)},
+    "ranking_loss": lambda rng, labels: {"loss": ranking_loss},
+    **{
+        f"ranking_{ranking}": lambda rng, labels, ranking=ranking: {
+            "loss": ranking_loss,
+            "options": {"ranking": ranking},
+        }
+        for ranking in ("warp", "lsep", "zlpr")
+    },
+    "ranking_options": lambda rng, labels: {"loss": ranking_loss, **all_options(rng, labels)},
 }
 
 

@@ -11,7 +11,11 @@ from ..errors import UsageError, unknown_name
 from ..param_str import parse_literal
 
 SOFTMAX_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss")
-PYTHON_LOSSES = {"MultilabelSoftmaxLossLayer": "softmax", "MultilabelSigmoidLossLayer": "sigmoid"}
+PYTHON_LOSSES = {
+    "MultilabelSoftmaxLossLayer": "softmax",
+    "MultilabelSigmoidLossLayer": "sigmoid",
+    "MultilabelRankingLossLayer": "none",  # ranks scores, which are no log odds
+}
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 FARTHEST = 1e300  # log odds stay finite, and so may be sorted and averaged
 
