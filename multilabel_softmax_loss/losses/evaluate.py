@@ -29,7 +29,7 @@ class Block(NamedTuple):
     losses: np.ndarray  # L of each position
     counts: np.ndarray  # what it counts for under VALID, before its sample weight; 0 where it is ignored
     gradient: np.ndarray  # dL/ds
-    probs: np.ndarray
+    probs: Optional[np.ndarray]  # None where the loss knows none
 
 
 class Mean(NamedTuple):

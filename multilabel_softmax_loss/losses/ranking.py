@@ -114,10 +114,12 @@ class RankingLoss(Loss):
         self, scores: np.ndarray, weights: np.ndarray, labelled: np.ndarray, others: np.ndarray
     ) -> Tuple[np.ndarray, np.ndarray]:
         """hinge_terms() of positions that need not be rows, divided by the number of pairs."""
-        rows = [np.moveaxis(array, 1, -1).reshape(-1, scores.shape[1]) for array in (scores, weights, labelled, others)]
-        losses, gradient = hinge_terms(*rows, margin=self.options.margin, warp=self.options.ranking == "warp")
-        if self.options.pair_normalization == "pairs":
-            pairs = np.maximum(rows[2].sum(axis=1) * rows[3].sum(axis=1), 1)
+        arrays = (scores, weights, labelled, others)
+        rows, weights, labelled, others = (np.moveaxis(array, 1, -1).reshape(-1, scores.shape[1]) for array in arrays)
+        options = self.options
+        losses, gradient = hinge_terms(rows, weights, labelled, others, options.margin, options.ranking == "warp")
+        if options.pair_normalization == "pairs":
+            pairs = np.maximum(labelled.sum(axis=1) * others.sum(axis=1), 1)
             losses, gradient = losses / pairs, gradient / pairs[:, None]
         turned = np.moveaxis(scores, 1, -1).shape
         return losses.reshape(turned[:-1])[:, None], np.moveaxis(gradient.reshape(turned), -1, 1)
