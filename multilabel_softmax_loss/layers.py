@@ -224,6 +224,10 @@ class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
     top[1] : the probabilities, optional, shaped like the scores; no gradient flows through them
 
     Give the layer `loss_weight: 1` (with two tops `loss_weight: 1 loss_weight: 0`).
+
+    >>> from multilabel_softmax_loss.prototxt import loss_layer
+    >>> print(loss_layer(label_normalization="count").splitlines()[-3].strip())  # of the layer's text
+    param_str: '{"label_normalization": "count"}'
     """
 
     loss_class = SoftmaxLoss
@@ -234,6 +238,11 @@ class MultilabelSigmoidLossLayer(MultilabelLossLayer):
 
     Formulas, shapes and options are those of :func:`multilabel_softmax_loss.sigmoid_cross_entropy`; bottoms, tops and
     `loss_weight` are those of :class:`MultilabelSoftmaxLossLayer`, with labels from 0 to 1.
+
+    >>> from multilabel_softmax_loss.prototxt import loss_layer
+    >>> text = loss_layer(layer="MultilabelSigmoidLossLayer", focal_gamma=2)
+    >>> print(text.splitlines()[-3].strip())
+    param_str: '{"focal_gamma": 2}'
     """
 
     loss_class = SigmoidLoss
@@ -260,6 +269,10 @@ class MultilabelImageDataLayer(caffe.Layer):
 
     top[0] : images, (N, channels, height, width), scale * (pixel - mean)
     top[1] : labels, (N, C), -1 where unknown; with label_format "indices" (N, K) class indices, padded with -1
+
+    >>> options = ImageDataOptions.parse('{"source": "train.txt", "batch_size": 32, "crop_size": 224}')  # a param_str
+    >>> print(options.batch_size, options.mirror)
+    32 False
     """
 
     def setup(self, bottom: Any, top: Any) -> None:

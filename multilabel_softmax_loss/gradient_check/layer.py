@@ -75,6 +75,9 @@ def check_layer(
     ------
     ValueError, TypeError : an argument is none of the above.
     ImportError : no such module or class.
+
+    >>> print(check_layer("multilabel_softmax_loss", "MultilabelSoftmaxLossLayer", [[[0.5, 2]], [[1, 0]]]).verdict)
+    pass
     """
     limits = Limits(seed, tolerance, budget, mode)
     spec = Spec(module, layer, param_str, tops, loss_weight, tuple(wrt))

@@ -92,6 +92,12 @@ def check_net(
     ValueError : the net, a name or a fill does not suit, or a Python layer's class is not there or raises in setup or
         reshape, or a file cannot be read.
     Where Caffe itself rejects the prototxt it ends the process; the command line runs this in a child for that reason.
+
+    Examples
+    --------
+    >>> kinds = {"features": "gaussian", "labels": "multihot"}
+    >>> print(check_net("examples/gradient_check/net.prototxt", ["loss"], kinds).status)  # 0: all pass
+    0
     """
     check_numbers(tolerance, budget, seed)
     parameter = read_prototxt(str(net))

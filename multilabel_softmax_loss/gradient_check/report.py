@@ -90,6 +90,13 @@ class GradientReport:
         What was evaluated: the function, the layer in Caffe, or the layer on float64 stand-ins.
     notes : list of str
         What was looked at, and how long it took.
+
+    Examples
+    --------
+    >>> from multilabel_softmax_loss import check_function
+    >>> report = check_function(lambda x: (x**2).sum(), lambda x: x, [1.0, 2.0, 3.0])
+    >>> print(report.verdict, report.findings[0].name, round(report.factor, 3))
+    fail wrong-factor 0.5
     """
 
     def __init__(self, subject, gradient, relative_error=math.nan, error_bar=math.nan, factor=math.nan,
@@ -184,7 +191,11 @@ class GradientReport:
 
 
 def assert_gradient(report: GradientReport, strict: bool = False) -> None:
-    """Raise AssertionError with the report's text unless the verdict is "pass"; with `strict`, for a warning too."""
+    """Raise AssertionError with the report's text unless the verdict is "pass"; with `strict`, for a warning too.
+
+    >>> from multilabel_softmax_loss import check_function
+    >>> assert_gradient(check_function(lambda x: (x**2).sum(), lambda x: 2 * x, [1.0, 2.0, 3.0]))
+    """
     if report.verdict != "pass" or (strict and report.warnings):
         raise AssertionError(str(report))
 

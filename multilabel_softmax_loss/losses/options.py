@@ -117,7 +117,19 @@ class Options(OptionSet):
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxOptions(Options):
-    """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer."""
+    """Options of the softmax loss, as in `param_str` of MultilabelSoftmaxLossLayer.
+
+    Raises
+    ------
+    ValueError, TypeError : a name, a value or a type is impossible; the message says what is allowed.
+
+    Examples
+    --------
+    >>> SoftmaxOptions(label_smoothing=0.1).label_smoothing
+    0.1
+    >>> SoftmaxOptions.parse('{"normalization": "FULL"}').normalization
+    'FULL'
+    """
 
     label_smoothing: float = option(
         0.0,
@@ -154,7 +166,17 @@ class SoftmaxOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class SigmoidOptions(Options):
-    """Options of the sigmoid loss, as in `param_str` of MultilabelSigmoidLossLayer."""
+    """Options of the sigmoid loss, as in `param_str` of MultilabelSigmoidLossLayer.
+
+    Raises
+    ------
+    ValueError, TypeError : a name, a value or a type is impossible; the message says what is allowed.
+
+    Examples
+    --------
+    >>> SigmoidOptions(focal_gamma=2).focal_gamma
+    2.0
+    """
 
     highest_label: ClassVar[float] = 1.0
 
