@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..files import replacing
+from .drawing import BLUE, fitting, legend_below, look, picture
 
 SOFTWARE = "multilabel_softmax_loss"  # as curves.png says of itself
 
@@ -47,52 +47,52 @@ def draw_curves(
     path: str,
 ) -> None:
     """Losses on the left; on the right the metrics of the test, or the learning rate where there is none."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     def series(name: str) -> Tuple[List[float], List[float]]:
         pairs = [(row["iteration"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
-    for k, name in enumerate(losses):
-        places, values = series(name)
-        left.plot(places, values, color=f"C{k}", alpha=0.25, linewidth=0.8)
-        left.plot(places, smoothed(values), color=f"C{k}", label=f"{name}, training (running mean)")
+    tests = [name for name in tests if series(name)[0]]
     test_losses = [name for name in tests if name[name.index("_") + 1 :] in losses]
-    for k, name in enumerate(test_losses):
-        left.plot(*series(name), "o--", color=f"C{k}", markersize=4, markerfacecolor="white", label=name)
-    values = [row[name] for row in rows for name in losses if name in row]
-    low, high = (np.percentile(values, q) if values else 0.0 for q in (0, 98))
-    if math.isfinite(high) and high > low:
-        left.set_ylim(min(low, 0), 1.3 * high)  # the first steps may be far above all others
-    left.set(xlabel="iteration", ylabel="loss", title="Loss")
     metrics = [name for name in tests if name not in test_losses and not name.endswith("_coverage")]
-    for name in metrics:
-        right.plot(*series(name), "o-", markersize=4, label=name)
-    if metrics:
-        right.set(xlabel="iteration", title="Metrics of the TEST net")
-        right.set_ylim(0, max([1, *(1.05 * row[name] for row in rows for name in metrics if name in row)]))
-    else:
-        right.plot(*series("lr"), label="learning rate")
-        right.set(xlabel="iteration", title="Learning rate")
-    if best is not None and best["metric"] in metrics:
-        right.plot(
-            best["iteration"],
-            best["value"],
-            "k*",
-            markersize=13,
-            zorder=5,
-            label=f"best {best['metric']}: {best['value']:.3f}",
-        )
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, metadata={"Software": SOFTWARE})
-    pyplot.close(figure)
+    lines = max(len(losses) + len(test_losses), len(metrics)) + 1
+    with picture(path, (12, 4.6 + 0.2 * lines), {"Software": SOFTWARE}) as (left, right):
+        for k, name in enumerate(losses):
+            places, values = series(name)
+            left.plot(places, values, color=look(k)["color"], alpha=0.25, linewidth=0.8)
+            left.plot(places, smoothed(values), **look(k), label=f"{fitting(name)} in training, running mean")
+        for k, name in enumerate(test_losses):
+            style = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linewidth": 1}
+            left.plot(*series(name), **{**look(len(losses) + k), **style}, label=readable(name))
+        left.set(xlabel="iteration", ylabel="loss", title="Loss")
+        highest = [value for name in losses for value in series(name)[1]]
+        low, high = (np.percentile(highest, q) if highest else 0.0 for q in (0, 98))
+        if high > low:
+            left.set_ylim(min(low, 0), 1.3 * high)  # the first steps may be far above all others
+        for k, name in enumerate(metrics):
+            right.plot(*series(name), **look(k), marker="o", markersize=4, label=readable(name))
+        if metrics:
+            highest = [value for name in metrics for value in series(name)[1]]
+            right.set(xlabel="iteration", ylabel="1 is perfect", title="Metrics of the TEST net")
+            right.set_ylim(min([0, *highest]), max([1.02, *(1.05 * value for value in highest)]))
+            if max(highest) > 1:
+                right.set_ylabel("value")
+        else:
+            right.plot(*series("lr"), color=BLUE, label="learning rate")
+            right.set(xlabel="iteration", ylabel="learning rate", title="Learning rate")
+        if best is not None and best["metric"] in tests:
+            axes = right if best["metric"] in metrics else left
+            label = f"best {readable(best['metric'])}: {best['value']:.3f} at iteration {best['iteration']}"
+            axes.plot(best["iteration"], best["value"], "k*", markersize=13, zorder=5, label=label)
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+            legend_below(axes)
+
+
+def readable(column: str) -> str:
+    """The name of a column of the history as the picture has it: test_mAP is "mAP in the test"."""
+    test, name = column.split("_", 1)
+    return f"{fitting(name)} in the test" if test == "test" else f"{fitting(name)} in test {test[4:]}"
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:

@@ -2,84 +2,124 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..errors import UsageError
-from ..files import replacing
 from . import metrics
+from .drawing import BLUE, ORANGE, SKY, VERMILION, fitting, legend_below, picture
+
+MOST_BARS = 40  # with more classes only the best and the worst are shown
+EXTREMES = 10
+MOST_CURVES = 10  # with more classes a band takes the place of their curves
+RECALLS = np.linspace(0, 1, 501)
+MARKERS = "osDv^P"
 
 
 def draw(report: Dict[str, Any], truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray], path: str) -> None:
-    """Bars of the classes' average precision beside chance, and precision-recall curves."""
-    import matplotlib
+    """Bars of the classes' average precision beside chance, and precision-recall curves.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    `report` is what `evaluation` makes of the arrays, which are as metrics.py takes them.
+    """
+    known = np.ones(truth.shape, bool) if known is None else known
+    ap = np.array([np.nan if entry["AP"] is None else entry["AP"] for entry in report["per_class"]])
+    ranked = [int(k) for k in np.argsort(ap) if np.isfinite(ap[k])]
+    names = [fitting(entry["class"]) for entry in report["per_class"]]
+    chance = truth.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    shown = len(ranked) if len(ranked) <= MOST_BARS else 2 * EXTREMES + 1
+    with picture(path, (12.5, max(5.5, 0.22 * shown + 2.2))) as (bars, curves):
+        draw_bars(bars, ap, ranked, names, chance)
+        draw_curves(curves, report, truth, scores, known, ranked, names)
 
-    figure, (bars, curves) = pyplot.subplots(
-        1, 2, figsize=(12, max(5, min(0.22 * report["classes"], 12))), constrained_layout=True
+
+def draw_bars(axes: Any, ap: np.ndarray, ranked: Sequence[int], names: Sequence[str], chance: np.ndarray) -> None:
+    """The classes of these average precisions, the worst at the bottom; of many the ten best and the ten worst."""
+    all_shown = len(ranked) <= MOST_BARS
+    rows: List[Tuple[int, int]] = list(enumerate(ranked))
+    title = "Average precision of each class"
+    if not all_shown:
+        rows = [*enumerate(ranked[:EXTREMES]), *enumerate(ranked[-EXTREMES:], start=EXTREMES + 1)]
+        between = ap[ranked[EXTREMES:-EXTREMES]]
+        text = f"{len(between)} classes between these, {between.min():.3f} to {between.max():.3f}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(0.5, EXTREMES, text, ha="center", va="center", fontsize=9, style="italic", bbox=box)
+        title = f"Average precision: the {EXTREMES} best and the {EXTREMES} worst of {len(ranked)} classes"
+    places, classes = [place for place, _ in rows], [k for _, k in rows]
+    axes.barh(places, ap[classes], height=0.75, color=SKY, label="average precision of a class")
+    axes.plot(
+        chance[classes],
+        places,
+        "|",
+        color="black",
+        markersize=9,
+        markeredgewidth=2,
+        label="chance: its share of the samples",
     )
-    try:
-        draw_bars(bars, report, truth)
-        draw_curves(curves, report, truth, scores, known)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=110)
-    except ValueError as error:  # a suffix that is no picture
-        raise UsageError(f"{path} cannot be drawn: {error}") from error
-    finally:
-        pyplot.close(figure)
-
-
-def draw_bars(axes: Any, report: Dict[str, Any], truth: np.ndarray) -> None:
-    defined = [k for k, entry in enumerate(report["per_class"]) if entry["positives"]]
-    ap = np.array([report["per_class"][k]["AP"] for k in defined])
-    order = np.argsort(ap)
-    chance = truth[:, defined].mean(axis=0)[order]
-    places = np.arange(len(order))
-    axes.barh(places, ap[order], height=0.8, color="tab:blue", label="average precision")
-    axes.plot(chance, places, "k|", markersize=8, label="chance: the share of positives")
     mean = metrics.mean_of_defined(ap)
-    axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mAP {mean:.3f}")
-    if len(order) <= 60:
-        for place, value in zip(places, ap[order]):
-            axes.text(1.01, place, f"{value:.3f}", va="center", fontsize=8)
-        axes.set_yticks(places)
-        axes.set_yticklabels([report["per_class"][defined[k]]["class"] for k in order], fontsize=8)
-    else:
-        axes.set_yticks([])
-        axes.set_ylabel(f"{len(order)} classes, the best on top")
-    axes.set(xlim=(0, 1), ylim=(-0.6, len(order) - 0.4), xlabel="average precision", title="Each class")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncol=3, frameon=False, fontsize=9)
+    axes.axvline(
+        mean, color=VERMILION, linestyle="--", label=f"mAP, the mean over all {len(ranked)} classes: {mean:.3f}"
+    )
+    for place, k in rows:
+        axes.text(1.01, place, f"{ap[k]:.3f}", va="center", fontsize=8)
+    axes.set_yticks(places)
+    axes.set_yticklabels([names[k] for k in classes], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(-0.6, places[-1] + 0.6), xlabel="average precision", title=title)
+    legend_below(axes)
 
 
 def draw_curves(
-    axes: Any, report: Dict[str, Any], truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray]
+    axes: Any,
+    report: Dict[str, Any],
+    truth: np.ndarray,
+    scores: np.ndarray,
+    known: np.ndarray,
+    ranked: Sequence[int],
+    names: Sequence[str],
 ) -> None:
-    from sklearn.metrics import precision_recall_curve
+    """Precision over recall: of each class, or of many a band; of all decisions together; and of the decisions made."""
 
-    known = np.ones(truth.shape, bool) if known is None else known
-    ap = np.array([entry["AP"] for entry in report["per_class"]], dtype=float)
-    ranked = [int(k) for k in np.argsort(ap) if np.isfinite(ap[k])]
-    shown = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
-    if len(ranked) <= 20:
-        for k in set(ranked) - set(shown.values()):
-            precision, recall, _ = precision_recall_curve(truth[known[:, k], k], scores[known[:, k], k])
-            axes.plot(recall, precision, color="0.85", linewidth=1, zorder=1)
-    precision, recall, _ = precision_recall_curve(truth[known], scores[known])
-    axes.plot(recall, precision, color="black", linewidth=2.5, label="all decisions together", zorder=3)
-    for (role, k), color in zip(shown.items(), ("tab:green", "tab:blue", "tab:red")):
-        precision, recall, _ = precision_recall_curve(truth[known[:, k], k], scores[known[:, k], k])
-        label = f"{role} class: {report['per_class'][k]['class']} (AP {ap[k]:.3f})"
-        axes.plot(recall, precision, color=color, label=label, zorder=2)
-    markers = iter("osD^v*")
-    for name, values in report["metrics"].items():
-        if name.startswith("net"):
-            axes.plot(
-                values["OR"], values["OP"], next(markers, "o"), color="black", markersize=9, markerfacecolor="white",
-                label=f"{name[5:]}: OP {values['OP']:.3f}, OR {values['OR']:.3f}", zorder=4,
-            )  # fmt: skip
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title="Precision and recall")
+    def precisions(k: int) -> np.ndarray:
+        return precision_at(truth[known[:, k], k], scores[known[:, k], k])
+
+    if len(ranked) > MOST_CURVES:
+        low, high = np.percentile([precisions(k) for k in ranked], (25, 75), axis=0)
+        label = f"the middle half of the {len(ranked)} classes"
+        axes.fill_between(RECALLS, low, high, color="0.87", linewidth=0, label=label, zorder=1)
+    else:
+        for k in ranked[1:-1]:
+            axes.plot(RECALLS, precisions(k), color="0.75", linewidth=1, zorder=1)
+        if ranked[1:-1]:
+            axes.plot([], [], color="0.75", linewidth=1, label="the other classes")
+    ap = [entry["AP"] for entry in report["per_class"]]
+    extremes = [("best", ranked[-1], BLUE, "-."), ("worst", ranked[0], ORANGE, "--")]
+    for role, k, color, style in extremes[: len(ranked)]:
+        label = f"the {role} class, {names[k]} (AP {ap[k]:.3f})"
+        axes.plot(RECALLS, precisions(k), color=color, linestyle=style, linewidth=1.8, label=label, zorder=2)
+    together = precision_at(truth[known], scores[known])
+    axes.plot(RECALLS, together, color="black", linewidth=2.2, label="all classes together", zorder=3)
+    said = {"net, thresholds": "the thresholds given", "net, tuned here": "thresholds tuned here"}
+    look = {"color": "black", "markersize": 8, "markerfacecolor": "white", "zorder": 4}
+    for marker, name in zip(MARKERS, [name for name in report["metrics"] if name.startswith("net, ")]):
+        values = report["metrics"][name]
+        label = f"decisions by {said.get(name, name[5:])}: precision {values['OP']:.3f}, recall {values['OR']:.3f}"
+        axes.plot(values["OR"], values["OP"], marker, label=label, **look)
+    axes.set(
+        xlim=(0, 1.01),
+        ylim=(0, 1.02),
+        xlabel="recall: share of the labels that are found",
+        ylabel="precision: share of the answers that are right",
+        title="Precision and recall",
+    )
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncol=2, frameon=False, fontsize=9)
+    legend_below(axes)
+
+
+def precision_at(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The precision of the highest threshold at which recall reaches each of RECALLS."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    right = np.cumsum(truth[order])
+    ends = np.append(ranked[1:] != ranked[:-1], True)  # equals cannot be cut apart
+    right, decided = right[ends], np.flatnonzero(ends) + 1
+    first = np.searchsorted(right, np.maximum(np.ceil(RECALLS * right[-1] - 1e-9), 1))
+    return right[first] / decided[first]

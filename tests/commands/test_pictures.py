@@ -1,0 +1,133 @@
+"""Pictures: whatever the number of classes and the length of their names, nothing collides and all is named."""
+
+import time
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve
+
+from multilabel_softmax_loss.commands import metrics
+from multilabel_softmax_loss.commands.curves import draw_curves
+from multilabel_softmax_loss.commands.drawing import COLORS, fitting
+from multilabel_softmax_loss.commands.pictures import RECALLS, draw, precision_at
+from multilabel_softmax_loss.commands.report import evaluation
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn."""
+    drawn = []
+    save = Figure.savefig
+
+    def keep(figure, *arguments, **keywords):
+        drawn.append(figure)
+        return save(figure, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return drawn
+
+
+@lru_cache(maxsize=None)
+def evaluate(classes, long, samples=60):
+    """A report, and the arrays that it is of."""
+    rng = np.random.RandomState(classes)
+    truth = rng.rand(samples, classes) < 0.2
+    truth[0] = True
+    scores = rng.randn(samples, classes) + 2 * truth
+    tuned = metrics.tune_thresholds(truth, scores)
+    return evaluation(truth, scores, None, [1, 2], tuned=tuned, names=names_of(classes, long)), truth, scores
+
+
+def names_of(classes, long):
+    if not long:
+        return [f"class {k}" for k in range(classes)]
+    return ["$x_1$ \\frac", "\u732b\u3068\u72ac", *(f"{50000 * 'long name '}{k}" for k in range(2, classes))][:classes]
+
+
+@pytest.mark.parametrize("classes, long", [(2, False), (3, True), (12, True), (228, True)])
+def test_nothing_collides(figures, tmp_path, classes, long):
+    report, truth, scores = evaluate(classes, long)
+    begin = time.process_time()
+    draw(report, truth, scores, None, str(tmp_path / "e.png"))
+    assert time.process_time() - begin < 3  # it takes one, where nothing else runs
+    (figure,) = figures
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    boxes = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        boxes += [axes.get_window_extent(renderer), legend.get_window_extent(renderer)]
+        boxes.append(axes.xaxis.label.get_window_extent(renderer))
+        assert axes.get_window_extent(renderer).width > 0.3 * figure.bbox.width
+    boxes += [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()]
+    for k, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height
+        for other in boxes[:k]:
+            wide = min(box.x1, other.x1) - max(box.x0, other.x0)
+            high = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert wide <= 0.5 or high <= 0.5
+
+
+def test_of_many_classes_the_ten_best_and_the_ten_worst_are_named_and_a_band_stands_for_all(figures, tmp_path):
+    report, truth, scores = evaluate(228, True)
+    draw(report, truth, scores, None, str(tmp_path / "e.png"))
+    bars, curves = figures[0].axes
+    ranked = sorted(report["per_class"], key=lambda entry: entry["AP"])
+    expected = [fitting(entry["class"]) for entry in ranked[:10] + ranked[-10:]]
+    assert [label.get_text() for label in bars.get_yticklabels()] == expected
+    legend = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert "the middle half of the 228 classes" in legend
+    assert f"the best class, {expected[-1]} (AP {ranked[-1]['AP']:.3f})" in legend
+    assert f"the worst class, {expected[0]} (AP {ranked[0]['AP']:.3f})" in legend
+    assert any(text.startswith("decisions by thresholds tuned here: precision") for text in legend)
+
+
+def test_a_net_with_one_class_that_has_positives_is_drawn(figures, tmp_path):
+    truth, scores = np.array([[True, False], [False, False]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    draw(evaluation(truth, scores, None, [1]), truth, scores, None, str(tmp_path / "e.png"))
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("levels", [1000, 4])
+def test_curves_are_those_of_scikit_learn(levels):
+    rng = np.random.RandomState(0)
+    truth = rng.rand(300) < 0.3
+    scores = np.round((rng.rand(300) + truth) * levels)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    points = {}
+    for p, r in zip(precision[:-1], recall[:-1]):  # thresholds rise
+        points[round(r, 9)] = p
+    found = precision_at(truth, scores)
+    for r, p in points.items():
+        if r > 0 and np.isclose(RECALLS, r).any():
+            assert found[np.isclose(RECALLS, r)] == pytest.approx(p)
+    assert found[-1] == pytest.approx(precision[np.flatnonzero(recall == 1)[-1]])
+
+
+def test_names_fit():
+    assert fitting("cat") == "cat"
+    assert fitting("a" * 100 + "b") == "a" * 19 + "\N{HORIZONTAL ELLIPSIS}" + "a" * 9 + "b"
+    assert fitting("$x$\n\t") == r"\$x\$  "
+    assert len(set(COLORS)) == 6
+
+
+def test_a_run_is_drawn_with_readable_names(figures, tmp_path):
+    rows = [{"iteration": k, "loss": 1 / (k + 1), "long" * 50: 2.0, "lr": 0.1} for k in range(20)]
+    rows[10].update(test_loss=0.5, test_mAP=0.8, test_LRAP=0.7, test_coverage=3.0)
+    best = {"metric": "test_mAP", "value": 0.8, "iteration": 10}
+    tests = ["test_loss", "test_mAP", "test_LRAP", "test_coverage", "test_CF1@3"]
+    draw_curves(rows, ["loss", "long" * 50], tests, best, str(tmp_path / "curves.png"))
+    left, right = ([text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes)
+    assert "loss in training, running mean" in left
+    assert "loss in the test" in left
+    assert right == ["mAP in the test", "LRAP in the test", "best mAP in the test: 0.800 at iteration 10"]
+    figures[0].canvas.draw()
+    renderer = figures[0].canvas.get_renderer()
+    first, second = (axes.get_legend().get_window_extent(renderer) for axes in figures[0].axes)
+    assert first.x1 <= second.x0
