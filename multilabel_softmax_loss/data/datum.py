@@ -37,8 +37,9 @@ def floats(number: int, values: np.ndarray) -> bytes:
 
 def image_datum(data: bytes, shape: Sequence[int], encoded: bool) -> bytes:
     """A Datum of (channels, height, width): uint8 pixels in this order, or the bytes of an image file."""
-    sizes = b"".join(field(k, VARINT, int(size)) for k, size in enumerate(shape, 1))
-    return sizes + field(4, BYTES, data) + (field(7, VARINT, 1) if encoded else b"")
+    sizes = [field(k, VARINT, int(size)) for k, size in enumerate(shape, 1)]
+    head = varint(4 << 3 | BYTES) + varint(len(data))  # so that the pixels are copied once
+    return b"".join([*sizes, head, data, field(7, VARINT, 1) if encoded else b""])
 
 
 def label_datum(values: np.ndarray) -> bytes:

@@ -230,7 +230,7 @@ def encode(image: np.ndarray, kind: str, quality: int = 95) -> bytes:
     import cv2
 
     if kind == "raw":
-        return planes(image).tobytes()
+        return b"".join(map(bytes, cv2.split(image)))  # several times as fast as NumPy's transposition
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpg" else []
     return cv2.imencode(f".{kind}", image, flags)[1].tobytes()
 

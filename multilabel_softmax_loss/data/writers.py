@@ -6,7 +6,7 @@ import json
 import os
 from array import array
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -69,17 +69,23 @@ class LmdbWriter(Writer):
         if not block.keys:
             return
         keys = [(KEY % key).encode() for key in block.keys]
-        rows = (label_datum(self.labels.dense(row)) for row in block.rows)
+
+        def rows() -> Iterator[bytes]:
+            return (label_datum(self.labels.dense(row)) for row in block.rows)
+
+        def datums() -> Iterator[bytes]:
+            return (image_datum(image.data, image.shape, self.encoding != "raw") for image in block.images)
+
         size = (before["images"] + len(keys)) * (5 * len(self.labels.classes) + PAGE)
         self.commit("labels", keys, rows, before["images"], map_size(size))
-        datums = (image_datum(image.data, image.shape, self.encoding != "raw") for image in block.images)
         self.commit("images", keys, datums, before["images"], map_size(before["bytes"] + volume(block)))
 
-    def commit(self, what: str, keys: Sequence[bytes], values: Any, before: int, size: int) -> None:
+    def commit(
+        self, what: str, keys: Sequence[bytes], values: Callable[[], Iterator[bytes]], before: int, size: int
+    ) -> None:
         import lmdb
 
         path = os.path.join(self.folder, f"{self.split}_{what}")
-        values = list(values)
         while True:
             try:
                 with lmdb.open(path, map_size=size, lock=False) as environment:
@@ -91,7 +97,7 @@ class LmdbWriter(Writer):
                             f"{path} has {entries:,} entries; expected {before:,}. It was changed: begin anew."
                         )
                     with environment.begin(write=True) as transaction:
-                        for key, value in zip(keys, values):
+                        for key, value in zip(keys, values()):
                             transaction.put(key, value, append=True)
                 return
             except lmdb.MapFullError:
