@@ -15,7 +15,6 @@ from ..nets.data_layers import (
     count_samples,
     pass_over_batch,
     places_of_sources,
-    readers,
     sources,
 )
 from ..nets.heads import Head, choose_head, unsaturated
@@ -108,7 +107,7 @@ def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> N
             layer.transform_param.mirror = False
     del net.layer[:]
     net.layer.extend(layers)
-    found = [*readers(net.layer), *filter(reads_index, net.layer)]
+    found = counted(net.layer)
     if data is not None and len(found) != 1:
         raise UsageError(f"{path} has {len(found)} data layers; --data needs exactly one, so edit the sources there.")
     for layer in found:
@@ -128,7 +127,7 @@ def samples_of(net: Any, path: str, phase: str, head: Head, iterations: Optional
     if not found:
         raise UsageError(f"{path} has no data layer in its {phase} phase; expected HDF5Data, Data or ImageData.")
     check_data(net.layer, path, [(head.scores, str(head.labels))])
-    known = readers(found) or readers(sources(ancestors(net.layer, str(head.labels))))
+    known = counted(found) or counted(sources(ancestors(net.layer, str(head.labels))))
     if not known and iterations is None:
         raise UsageError(
             f"{path}: no file tells how many samples layer {found[0].name!r} of type {found[0].type} brings; "

@@ -41,6 +41,11 @@ def readers(layers: Sequence[Any]) -> List[Any]:
     return [layer for layer in layers if layer.type in READERS]
 
 
+def counted(layers: Sequence[Any]) -> List[Any]:
+    """Those of the layers whose files tell how many samples there are: `readers`, and MultilabelImageDataLayer."""
+    return [layer for layer in layers if layer.type in READERS or reads_index(layer)]
+
+
 def count_samples(layer: Any) -> int:
     """How many samples the source of an HDF5Data, Data, ImageData or MultilabelImageDataLayer holds.
 
@@ -77,7 +82,7 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
     """
     layers = list(layers)  # once, so that each is one object
     counts = {}
-    for layer in [*readers(layers), *filter(reads_index, layers)]:
+    for layer in counted(layers):
         if batch_size(layer) < 1:
             raise UsageError(f"{path}: layer {layer.name!r} has batch_size {batch_size(layer)}; expected at least 1.")
         counts[id(layer)] = count_samples(layer)
