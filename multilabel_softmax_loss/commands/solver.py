@@ -14,7 +14,8 @@ import numpy as np
 from ..errors import UsageError, shortlist
 from ..nets.data_layers import check_data, period, places_of_sources, sources
 from ..nets.image_index import reads_index
-from ..nets.python_layers import check_python_layers, python_layer_errors
+from ..nets.locating import located
+from ..nets.python_layers import check_python_layers, python_layer_errors, staying
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import check_layer_names
 from ..parallel.blobs import FusedBlobs
@@ -139,7 +140,8 @@ class SeededSolver:
             param.ClearField(field)
         for field in ("test_state", "test_initialization", "snapshot"):
             param.ClearField(field)
-        param.train_net_param.CopyFrom(share_lists(self.file.train.net, self.prefix))
+        net = share_lists(self.file.train.net, self.prefix)
+        param.train_net_param.CopyFrom(located(net, os.path.dirname(self.prefix)))
         param.ClearField("net")
         param.display = 0
         param.snapshot_prefix = self.prefix
@@ -189,7 +191,7 @@ class SeededSolver:
         """Make one iteration; its losses by name, those of all iter_size batches and of all ranks."""
         reseed(*self.moment(self.iteration))
         del self.noted[:], self.owners[:]
-        with window.open(self.is_late):
+        with window.open(self.is_late), staying():
             self.caffe_solver.step(1)
         return self.iteration_losses()
 
@@ -248,7 +250,7 @@ class SeededSolver:
         reseed(self.seed, number + 1)
         path = self.file.tests[number].path
         with python_layer_errors(path):
-            net = caffe.Net(self.write(self.file.tests[number].net), caffe.TEST)
+            net = caffe.Net(self.write(located(self.file.tests[number].net, os.path.dirname(self.prefix))), caffe.TEST)
         check_layer_names(net, path)
         return net
 
@@ -264,7 +266,8 @@ class SeededSolver:
     def fast_forward(self, stop: Sequence[int]) -> None:
         """Put the data where they were in this iteration; gives up once `stop` is not empty."""
         moments = [self.moment(iteration) for iteration in range(self.iteration)]
-        fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, stop)
+        with staying():
+            fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, stop)
 
 
 def reseed(*key: int) -> None:

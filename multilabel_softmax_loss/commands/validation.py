@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import NotFiniteError, UsageError, unknown_name
 from ..nets.data_layers import batch_size, count_samples, pass_over_batch, places_of_sources, readers
 from ..nets.heads import PYTHON_LOSSES, Head, find_heads, unsaturated
+from ..nets.python_layers import staying
 from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .outputs import positives
@@ -67,7 +68,8 @@ class TestNet:
             if batch % ranks.size != ranks.rank:
                 pass_over_batch(net, places)
                 continue
-            net.forward()
+            with staying():
+                net.forward()
             rows.append(([float(net.blobs[name].data) for name in self.outputs],))
             if self.head is not None:
                 scores = net.blobs[self.head.scores].data

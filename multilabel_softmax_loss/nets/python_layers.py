@@ -25,7 +25,8 @@ def find_class(module: str, layer: str) -> type:
     ImportError : the module cannot be imported, whatever it raises, or has no such class.
     """
     try:
-        found = import_module(module)
+        with staying():
+            found = import_module(module)
     except (Exception, SystemExit) as error:
         told = f"{type(error).__name__}: {error}"
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -70,10 +71,23 @@ def check_python_layers(layers: Sequence[Any], path: str) -> None:
 
 
 @contextmanager
+def staying() -> Iterator[None]:
+    """Go back to the working directory, wherever a Python layer goes meanwhile: paths count from where one starts."""
+    here = os.open(".", os.O_RDONLY) if hasattr(os, "fchdir") else None
+    try:
+        yield
+    finally:
+        if here is not None:
+            os.fchdir(here)
+            os.close(here)
+
+
+@contextmanager
 def running(path: str) -> Iterator[None]:
     """Turn what the Python layers of the net `path` raise while it runs into a UsageError."""
     try:
-        yield
+        with staying():
+            yield
     except LAYER_ERRORS as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -86,7 +100,7 @@ def python_layer_errors(path: str) -> Iterator[None]:
     """
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), staying():
             yield
         sys.stderr.write(said.getvalue())  # such as warnings
     except SystemError as error:

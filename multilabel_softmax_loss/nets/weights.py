@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UsageError, shortlist
 from ..files import search_hint
+from .locating import located
 from .python_layers import check_python_layers, python_layer_errors
 from .reading import phase_layers
 
@@ -30,7 +31,7 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         prototxt = os.path.join(folder, "net.prototxt")
         with open(prototxt, "w", encoding="utf-8") as file:
-            file.write(str(net))
+            file.write(str(located(net, folder)))
         with python_layer_errors(path):
             loaded = caffe.Net(prototxt, getattr(caffe, phase))
     check_layer_names(loaded, path)

@@ -346,7 +346,8 @@ def test_several_k_are_one_word(capsys, words, message):
 def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_path):
     process = run_command("evaluate", trained / "train_val.prototxt", "no.caffemodel", folder=tmp_path, check=2)
     assert process.stdout == ""
-    expected = "no.caffemodel is no file; expected weights (.caffemodel, or .caffemodel.h5)."
+    expected = "no.caffemodel is no file; expected weights (.caffemodel, or .caffemodel.h5). "
+    expected += f"Paths count from the folder where you start, {tmp_path}."
     assert process.stderr == f"python -m multilabel_softmax_loss evaluate: error: {expected}\n"
 
 
