@@ -108,7 +108,7 @@ def test_predict_decides_as_evaluate_where_probabilities_are_all_0_or_1(folder, 
     tuned = metrics.tune_thresholds(outputs.truth, outputs.log_odds)
     assert metrics.decision_metrics(outputs.truth, outputs.log_odds >= tuned)["OF1"] > 0.6
     assert deploy("train_val.prototxt", "deploy.prototxt", "scaled.caffemodel") == 0
-    in_place = (folder / "deploy.prototxt").read_text().replace('"prob"', '"scores"')
+    in_place = (folder / "deploy.prototxt").read_text().replace('top: "prob"', 'top: "scores"')
     (folder / "in_place.prototxt").write_text(in_place)
     for net in ("train_val.prototxt", "deploy.prototxt", "in_place.prototxt"):
         answers = predict(net, "scaled.caffemodel", names, thresholds="t.json")

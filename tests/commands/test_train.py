@@ -89,7 +89,7 @@ def test_quiet_when_piped(tmp_path):
             {"train_val.prototxt": ('module: "multilabel', 'module: "multilable')},
             (),
             "train_val.prototxt: layer 'loss': python_param { module: 'multilable_softmax_loss' } cannot be imported: "
-            "No module named 'multilable_softmax_loss'. Install it, or add its folder to PYTHONPATH.",
+            "No module named 'multilable_softmax_loss'. Did you mean 'multilabel_softmax_loss'?",
             id="module",
         ),
         pytest.param(
