@@ -88,9 +88,10 @@ def notes(report: Dict[str, Any]) -> List[str]:
     lines = [""]
     absent = report["classes_without_positives"]
     if absent:
+        names = [name if len(name) <= 60 else f"{name[:57]}..." for name in absent[:8]]
         lines.append(
             f"{len(absent)} of {report['classes']} classes have no positives, so their average precision is undefined; "
-            f"they are left out of the means over classes: {', '.join(absent[:8])}{', ...' if len(absent) > 8 else ''}"
+            f"they are left out of the means over classes: {', '.join(names)}{', ...' if len(absent) > 8 else ''}"
         )
     if report["samples_without_labels"]:
         lines.append(f"{report['samples_without_labels']} samples have no label; LRAP and coverage leave them out.")
