@@ -13,6 +13,7 @@ from ..nets.data_layers import (
     batch_size,
     check_data,
     count_samples,
+    counted,
     pass_over_batch,
     places_of_sources,
     sources,
