@@ -918,10 +918,10 @@ def alone(random, batch):
 
 
 def next_to_zero(random, batch):
-    """Probabilities, every other one of a label next to 0."""
+    """Probabilities, those of the labels next to 0."""
     labels = multi_hot(random, batch)
     probabilities = random.uniform(0.1, 1, labels.shape)
-    probabilities[labels > 0] *= 10.0 ** random.choice([0, -9], int(labels.sum()))
+    probabilities[labels > 0] *= 1e-9
     return [probabilities, labels]
 
 
@@ -1027,7 +1027,7 @@ DEFECTS = [
     Cage(TopWithoutShape, "top-not-shaped", "reshape"),
     Cage(ShiftForgotten, "zero-gradient", "blobs[1]", feed=alone),
     Cage(ScaleAveraged, "wrong-factor", "blobs[0]", feed=alone),
-    Cage(SecondTopForgotten, "wrong-gradient", "cosine", feed=alone, tops=2),
+    Cage(SecondTopForgotten, "wrong-gradient", "cosine", feed=alone, tops=2, also=("right-for-one-top",)),
     Cage(L1HalfInFloat32, "wrong-factor", "times the slope of the loss: 1/2", feed=pairs, wrt=(0, 1)),
     Cage(LogOfProbabilitiesHalf, "wrong-factor", "times the slope of the loss: 1/2", feed=next_to_zero),
     Cage(WithoutBackward, "no-backward", "nothing below"),

@@ -19,8 +19,10 @@ example:
   python -m multilabel_softmax_loss check-gradient train.prototxt
   python -m multilabel_softmax_loss check-gradient net.prototxt --fill scores=gaussian --fill labels=multihot
 
-exit status: 0 all pass, 1 a gradient is wrong, 2 bad usage or input, or a layer raises before there is a gradient,
-3 at least one cannot be told"""
+A layer's module is looked for beside the prototxt, too. What layers print goes to the standard error.
+
+exit status: 0 all pass, with or without warnings, 1 a gradient is wrong or a layer does harm in this net (or, with
+--strict, there is a warning), 2 bad usage or input, or a layer raises before there is a gradient, 3 one is left open"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative error that passes (%(default)g)")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="time per layer (%(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="of data, directions and coordinates (%(default)s)")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
-    return checked.status
+    return checked.status(arguments.strict)
 
 
 @contextmanager

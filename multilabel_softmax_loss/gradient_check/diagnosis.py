@@ -84,11 +84,21 @@ def name_failure(evidence: Evidence, factor: float, sizes: Dict[str, float]) -> 
 
 
 def is_uniform(evidence, which, factor) -> bool:
-    """Whether analytic = factor x numeric along (nearly) every one of these probes."""
+    """Whether analytic = factor x numeric along (nearly) every one of these probes, and enough of them can tell.
+
+    Where both are 0 any factor fits: a few coordinates of thousands make none.
+    """
     if not math.isfinite(factor) or not which.any():
         return False
+    size = np.maximum(np.abs(evidence.slope), np.abs(evidence.value))
+    telling = which & (size > 4 * (evidence.bar + evidence.tolerance * 1e-3 * evidence.yardstick))
+    if telling.sum() < 0.1 * which.sum():
+        return False
     allowed = max(1.0, abs(factor)) * (4 * evidence.tolerance * evidence.yardstick + evidence.bar)
-    return bool(np.mean((np.abs(evidence.slope - factor * evidence.value) <= allowed)[which]) > 0.95)
+    fits = np.abs(evidence.slope - factor * evidence.value) <= allowed
+    # And by its own size, as an error that is small beside the largest entry fits any factor too.
+    own = np.abs(evidence.slope - factor * evidence.value) <= 0.1 * max(1.0, abs(factor)) * size + 4 * evidence.bar
+    return bool(np.mean(fits[which]) > 0.95 and np.mean(own[telling]) > 0.9)
 
 
 def factor_names(factor: float, sizes: Dict[str, float], tolerance: float) -> List[str]:

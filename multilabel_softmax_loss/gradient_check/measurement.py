@@ -7,7 +7,7 @@ import numpy as np
 
 from .diagnosis import factor_names
 from .judgement import Judgement, Question, judge
-from .report import Finding
+from .report import NOTE, Finding
 from .runners import Runner, flat
 from .subject import RAISED, Subject, distance
 
@@ -49,7 +49,9 @@ class Measurement:
                 mode = "Caffe, float32" + samples
                 if stand_in is not None:
                     mode += "; on float64 stand-ins the layer does something else"
-            judgements.append(self.name_by_batch(caffe_runner or stand_in, target, judged, deadline))
+            runner = caffe_runner or stand_in
+            judged = self.name_by_batch(runner, target, judged, deadline)
+            judgements.append(self.name_by_top(runner, target, judged, deadline))
             modes.append(mode)
         if subject.gain != 1:
             modes[-1] += f", at {subject.gain:.1g} times the loss weight, as the gradient underflows in float32"
@@ -134,3 +136,30 @@ class Measurement:
         sentence += f"{' or '.join(kept)}, as another batch confirms."
         findings = [Finding("wrong-factor", sentence) if f is finding else f for f in judged.findings]
         return judged._replace(findings=findings)
+
+    def name_by_top(self, runner: Runner, target: int, judged: Judgement, deadline: float) -> Judgement:
+        """Where the gradient is that of some tops only, say which: the others may be there to look at."""
+        subject = self.subject
+        weights = subject.spec.loss_weights
+        weighted = [k for k, weight in enumerate(weights) if weight]
+        if judged.verdict != "fail" or len(weighted) < 2:
+            return judged
+        right = []
+        for top in weighted:
+            only = tuple(weight if k == top else 0.0 for k, weight in enumerate(weights))
+            subject.spec = subject.spec._replace(loss_weights=only)
+            try:
+                one = self.judge(runner, target, subject.arrays, deadline, coordinates=False)
+            finally:
+                subject.spec = subject.spec._replace(loss_weights=weights)
+            right += [top] if one.verdict == "pass" else []
+        if not right:
+            return judged
+        alone, rest = (
+            ", ".join(f"top[{k}]" for k in weighted if (k in right) == wanted) for wanted in (True, False)
+        )  # fmt: skip
+        sentence = (
+            f"{subject.names(runner)[target]}: the gradient is right for {alone} alone; "
+            f"if nothing learns from {rest or 'the others'}, as from a metric, give it loss_weight 0."
+        )
+        return judged._replace(findings=[*judged.findings, Finding("right-for-one-top", sentence, NOTE)])

@@ -44,12 +44,14 @@ class NetReport(NamedTuple):
     def verdict(self) -> str:
         return max((report.verdict for report in self.reports.values()), key=VERDICTS.index)
 
-    @property
-    def status(self) -> int:
-        """The exit status: 2 where layers fail only in that they refuse their input."""
+    def status(self, strict: bool = False) -> int:
+        """The exit status: 2 where layers fail only in that they refuse their input; 1 for warnings with `strict`."""
         failed = [report for report in self.reports.values() if report.verdict == "fail"]
         fatal = {finding.name for report in failed for finding in report.findings if finding.fatal}
-        return 2 if failed and fatal <= REFUSALS else STATUS[self.verdict]
+        if failed and fatal <= REFUSALS:
+            return 2
+        warned = strict and any(report.warnings for report in self.reports.values())
+        return 1 if warned else STATUS[self.verdict]
 
     def __str__(self) -> str:
         return show(self.as_dict(), [str(report) for report in self.reports.values()])
@@ -293,14 +295,15 @@ def blame(error, python) -> str:
 
 def show(answer, texts) -> str:
     """A table of all layers, then each report."""
-    rows = [("layer", "verdict", "relative error", "factor", "findings")]
+    rows = [("layer", "gradient", "protocol", "relative error", "factor", "findings")]
     for layer in answer["layers"]:
         error, factor = layer["relative_error"], layer["factor"]
         rows.append((
-            layer["name"], layer["verdict"], "-" if error is None else f"{error:.2g} +- {layer['error_bar'] or 0:.1g}",
+            layer["name"], layer["gradient"], layer["protocol"],
+            "-" if error is None else f"{error:.2g} +- {layer['error_bar'] or 0:.1g}",
             "-" if factor is None else f"{factor:.4g}", ", ".join(f["name"] for f in layer["findings"]) or "-",
         ))  # fmt: skip
-    rows += [(skip["name"], "skipped", "-", "-", skip["reason"]) for skip in answer["skipped"]]
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    rows += [(skip["name"], "skipped", "-", "-", "-", skip["reason"]) for skip in answer["skipped"]]
+    widths = [max(len(row[k]) for row in rows) for k in range(6)]
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(table + [""] + texts)

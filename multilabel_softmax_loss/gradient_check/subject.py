@@ -215,7 +215,8 @@ def all_close(results) -> bool:
 
 
 def said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    first, *rest = str(error).split("\n")
+    return f"{type(error).__name__}: {first}{' ...' if rest else ''}"
 
 
 def raised(error: BaseException) -> Finding:

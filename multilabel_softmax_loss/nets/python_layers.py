@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr
@@ -32,7 +33,9 @@ def find_class(module: str, layer: str) -> type:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ImportError):
             told = f"{error}. {module_hint(module, error)}"
-        elif not isinstance(error, SyntaxError):  # which says where it is
+        elif isinstance(error, SyntaxError):  # which says where it is
+            told += ". That is Python 2: convert it with 2to3" if is_python_2(error) else ""
+        else:
             told += f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
         raise ImportError(
             f"python_param {{ module: {module!r} }} cannot be imported: {told}{'' if told.endswith('?') else '.'}"
@@ -44,9 +47,29 @@ def find_class(module: str, layer: str) -> type:
     return getattr(found, layer)
 
 
+PYTHON_2_MODULES = {"cPickle", "ConfigParser", "Queue", "StringIO", "cStringIO", "urllib2", "Tkinter"}
+PYTHON_2_LINES = re.compile(
+    r"^\s*(print\b(?!\s*\()|exec\b(?!\s*\(|\s*=)|raise\s+\w+\s*,|except\s+[\w.]+\s*,\s*\w+\s*:)|<>|`|\b0\d+\b|\bur['\"]"
+)
+
+
+def is_python_2(error: SyntaxError) -> bool:
+    """Whether a line that Python 3 does not understand is one of Python 2."""
+    return bool(PYTHON_2_LINES.search(error.text or "")) or "parentheses in call to" in str(error)
+
+
 def module_hint(module: str, error: ImportError) -> str:
     """What to do about a module that is not found: the nearest name there is, or where it is looked for."""
     package, _, name = module.rpartition(".")
+    if "relative import" in str(error):
+        return (
+            "It imports its neighbours relatively: name it with the folder it lies in, module: "
+            f"'FOLDER.{name}', and add the folder above that one to PYTHONPATH"
+        )
+    if error.name in PYTHON_2_MODULES:
+        return f"{error.name!r} is a module of Python 2: convert {module!r} with 2to3"
+    if error.name and not f"{module}.".startswith(f"{error.name}."):
+        return f"{module!r} needs it: install it for {sys.executable}, or add its folder to PYTHONPATH"
     if error.name == module:  # not another one that it imports
         places = getattr(sys.modules.get(package), "__path__", []) if package else None
         known = [found.name for found in pkgutil.iter_modules(places)]

@@ -247,7 +247,12 @@ def test_a_check_takes_as_many_forwards_as_promised(monkeypatch, clock, shape, f
 
 @pytest.mark.parametrize("text, match", [
     ("raise SystemExit(3)", r"cannot be imported: SystemExit: 3 \(odd_module.py, line 1\)"),
-    ("import nothing_of_that_name", "cannot be imported: No module named 'nothing_of_that_name'"),
+    ("import nothing_of_that_name",
+     "No module named 'nothing_of_that_name'. 'odd_module' needs it: install it for .*python"),
+    ("from . import neighbour", r"imports its neighbours relatively: .* module: 'FOLDER.odd_module'"),
+    ("import cPickle", "'cPickle' is a module of Python 2: convert 'odd_module' with 2to3"),
+    ("print 'loss', 3", r"SyntaxError: .* \(odd_module.py, line 1\). That is Python 2: convert it with 2to3"),
+    ("try:\n    pass\nexcept KeyError, error:\n    pass", "line 3.*That is Python 2"),
     ("import sys\nsys.no_such_name", r"cannot be imported: AttributeError: .* \(odd_module.py, line 2\)"),
     ("def f(:", r"cannot be imported: SyntaxError: .* \(odd_module.py, line 1\)"),
     ("class OddLayers: pass", "has no class 'OddLayer'; did you mean 'OddLayers'?"),
@@ -330,6 +335,45 @@ class Square(Watch):
             bottom[0].diff[...] = 2 * bottom[0].data * top[0].diff
 
 
+class OnlyADocstring(Watch):
+    def backward(self, top, propagate_down, bottom):
+        """Nothing to do for a metric."""
+
+
+class Averages(Watch):
+    """A right loss, and as its second top the mean of each column."""
+
+    def reshape(self, bottom, top):
+        top[0].reshape(1)
+        top[1].reshape(bottom[0].data.shape[1])
+
+    def forward(self, bottom, top):
+        top[0].data[...] = (bottom[0].data ** 2).sum()
+        top[1].data[...] = bottom[0].data.mean(axis=0)
+
+    def backward(self, top, propagate_down, bottom):
+        if propagate_down[0]:
+            bottom[0].diff[...] = 2 * top[0].diff * bottom[0].data
+
+
+class ReadsAFile(Watch):
+    def forward(self, bottom, top):
+        Path("no_such_anchors.txt").read_text()
+
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = 0
+
+
+class LooksUp(ReadsAFile):
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data[0, int(bottom[0].data[0, 0])]
+
+
+class InPython2(ReadsAFile):
+    def forward(self, bottom, top):
+        top[0].data[...] = sum(xrange(3))  # noqa: F821
+
+
 class WithoutTops(Watch):
     def reshape(self, bottom, top):
         pass
@@ -351,6 +395,25 @@ def test_a_layer_is_not_blamed_for_data_that_it_refuses(tmp_path):
     assert_gradient(check_layer("test_layer", "Above1", [x]))
 
 
+def test_a_top_that_is_only_looked_at_is_pointed_out():
+    x = [np.random.RandomState(0).randn(4, 5)]
+    report = check_layer("test_layer", "Averages", x, tops=2)
+    assert report.verdict == "fail"
+    assert "right for top[0] alone; if nothing learns from top[1]" in str(report)
+    assert_gradient(check_layer("test_layer", "Averages", x, tops=2, loss_weight=(1, 0)), strict=True)
+
+
+@pytest.mark.parametrize("layer, says", [
+    ("ReadsAFile", "It reads a file: paths start from the folder of the command"),
+    ("LooksUp", "Where it needs integer labels, indices or boxes, feed it such: --fill BLOB=index:C"),
+    ("InPython2", "That is Python 2: convert the layer with 2to3."),
+])  # fmt: skip
+def test_what_a_layer_raises_comes_with_a_remedy(layer, says):
+    report = check_layer("test_layer", layer, [np.full((2, 3), 77.0)])
+    assert report.names == ["raises-in-forward"]
+    assert says in report.findings[0]
+
+
 def python_layer(name, kind, bottom, top, more=""):
     return (
         f'layer {{ name: "{name}" type: "Python" bottom: "{bottom}" top: "{top}" {more}\n'
@@ -370,6 +433,8 @@ def python_layer(name, kind, bottom, top, more=""):
                  id="an input of another stage"),
     pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
                  + python_layer("watch", "NoBackward", "x", "z"), "pass", [], id="a metric whose backward raises"),
+    pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
+                 + python_layer("watch", "OnlyADocstring", "x", "z"), "pass", [], id="a backward of a docstring"),
     pytest.param(python_layer("square", "Square", "x", "y", "loss_weight: 1")
                  + python_layer("watch", "WithoutTops", "y", "z").replace('top: "z"', ""), "pass", [],
                  id="without tops"),
@@ -415,6 +480,39 @@ def test_a_net_feeds_itself(tmp_path):
     new = 'type: "DummyData" top: "x" dummy_data_param { shape { dim: 8 dim: 6 } data_filler { type: "gaussian" } }'
     checked = check_net(written(tmp_path, old=old, new=new), layers=["loss"], fill={"y": "multihot"})
     assert_gradient(checked.reports["loss"])
+
+
+@pytest.mark.parametrize("layer, changes, protocol", [
+    pytest.param("IgnoresTopDiff", {"loss_weight: 0.5": "loss_weight: 1"}, "warnings", id="weight 1"),
+    pytest.param("IgnoresTopDiff", {}, "fail", id="weight 0.5"),
+    pytest.param("LabelDiffUnfilled", {}, "warnings", id="no force_backward"),
+    pytest.param("LabelDiffUnfilled", {'layer { name: "x"': 'force_backward: true layer { name: "x"'}, "fail",
+                 id="force_backward"),
+    pytest.param("IgnoresPropagateDown", {'name: "loss"': 'name: "loss" propagate_down: false propagate_down: false'},
+                 "fail", id="a gradient that the net stops"),
+    pytest.param("WritesScores", {}, "fail", id="data that others read"),
+    pytest.param("WritesScores", {'bottom: "scaled" bottom: "y"': 'bottom: "alone" bottom: "y"'}, "warnings",
+                 id="data that nobody reads"),
+])  # fmt: skip
+def test_the_circumstances_of_the_net_decide_what_is_a_fault(tmp_path, layer, changes, protocol):
+    own = ('layer { name: "alone" type: "InnerProduct" bottom: "x" top: "alone" '
+           'inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }\n')  # fmt: skip
+    path = Path(written(tmp_path, layer))
+    text = path.read_text().replace('layer { name: "loss"', own + 'layer { name: "loss"')
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    report = check_net(str(path), ["loss"], {"x": "gaussian", "y": "multihot"}).reports["loss"]
+    assert report.protocol == protocol, report
+
+
+def test_warnings_are_status_0_and_with_strict_1(tmp_path):
+    path = written(tmp_path, "ScalesItsBufferInBackward")
+    code, shown, _ = command(path, *FILL)
+    assert code == 0
+    assert "PASS: loss (layer_zoo.ScalesItsBufferInBackward): gradient right; 1 warning" in shown
+    assert command(path, *FILL, "--strict", "--layer", "loss")[0] == 1
 
 
 def test_a_loss_without_loss_weight_is_pointed_out(tmp_path):
@@ -482,7 +580,7 @@ def test_arrays_are_read_from_npy_files(tmp_path):
 def test_the_command_says_yes_no_or_cannot_tell(tmp_path, layer, status):
     code, shown, errors = command(written(tmp_path, layer), *FILL, cwd=tmp_path)
     assert code == status
-    assert shown.splitlines()[0].split() == ["layer", "verdict", "relative", "error", "factor", "findings"]
+    assert shown.splitlines()[0].split() == ["layer", "gradient", "protocol", "relative", "error", "factor", "findings"]
     assert "analytic         numeric" in shown
     for printed in ("watching", "past Python"):
         assert printed in errors
