@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UsageError, shortlist
 from ..nets.data_layers import check_data, period, places_of_sources, sources
+from ..nets.heads import find_heads
 from ..nets.image_index import reads_index
 from ..nets.locating import located
 from ..nets.python_layers import check_python_layers, python_layer_errors, staying
@@ -124,6 +125,9 @@ class SeededSolver:
         self.noted: List[Dict[str, float]] = []  # the losses of each batch of an iteration
         self.owners: List[str] = []  # the loss of each part of the window
         self.has_told_means = False
+        # Our own layers look at their labels themselves.
+        native = [layer for layer in file.train.net.layer if layer.type == "SigmoidCrossEntropyLoss"]
+        self.unchecked = find_heads(native)
         self.last_layer = len(self.net.layers) - 1
         self.net.after_forward(self.note_losses)
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
@@ -206,6 +210,8 @@ class SeededSolver:
         if len(window.parts) > len(self.owners):
             self.owners.append(self.net._blob_names[self.net._top_ids(layer)[0]])
         if layer == self.last_layer:
+            for head in self.unchecked:
+                head.check_batch(self.net.blobs[head.labels].data)
             blobs, weights = self.net.blobs, self.net.blob_loss_weights
             names = dict.fromkeys([*self.losses, *(name for name in blobs if weights[name])])
             self.noted.append({name: float(blobs[name].data.sum()) for name in names})

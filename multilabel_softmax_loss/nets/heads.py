@@ -99,6 +99,12 @@ class Head:
         some = known.any(axis=1)
         return labels[some], log_odds[some], known[some]
 
+    def check_batch(self, labels: np.ndarray) -> None:
+        """Raise a UsageError for a dense label blob that holds what the loss may not be given, apart from unknowns."""
+        rows = labels.reshape(len(labels), -1)
+        known = True if self.ignore_label is None else rows != np.float32(self.ignore_label)
+        self.check_labels(np.where(known, rows, np.float32(0)))
+
     def check_labels(self, labels: np.ndarray) -> None:
         """Raise a UsageError for a label (positions, C) that is not finite, negative, or too high for the loss."""
         highest = 1.0 if self.activation == "sigmoid" else np.finfo(np.float32).max

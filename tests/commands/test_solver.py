@@ -6,7 +6,19 @@ from pathlib import Path
 import caffe
 import numpy as np
 import pytest
-from support.tiny_nets import OURS, body, listing, make_labels, make_run, rows_of, weights_of, write_lmdb, write_solver
+from support.tiny_nets import (
+    OURS,
+    SIGMOID,
+    body,
+    listing,
+    make_labels,
+    make_run,
+    rows_of,
+    weights_of,
+    write_hdf5,
+    write_lmdb,
+    write_solver,
+)
 
 from multilabel_softmax_loss.commands import checks
 from multilabel_softmax_loss.commands.train import train
@@ -216,3 +228,12 @@ def test_a_layer_with_weights_has_a_name_of_its_own(tmp_path, old, new):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match=f"has 2 layers of the name {new} in one phase"):
         load_net(read_prototxt(str(net)), str(net), "TEST", str(tmp_path / "w.caffemodel"))
+
+
+def test_training_labels_that_a_loss_of_caffes_own_may_not_be_given_end_the_run(tmp_path, no_pictures):
+    solver = make_run(tmp_path, loss=SIGMOID, test=False, shuffle=False)
+    x, y = make_labels(np.random.RandomState(0), 90)
+    y[20, 2] = 2
+    write_hdf5(tmp_path / "train", data=x, label=y)
+    with pytest.raises(UsageError, match="holds 2 .class 2, row 4 of a batch.; expected labels"):
+        train(solver, out=str(tmp_path / "run"))
