@@ -63,9 +63,10 @@ class Written(NamedTuple):
 class MultilabelLossLayer(caffe.Layer):
     """What the loss layers share; a subclass names its loss.
 
-    Forward in TRAIN writes the gradient into the scores' diff, finished where the divisor is that of the batch before;
-    backward makes sure that it is still there, and multiplies it once more where the divisor was another one. So no
-    array as large as the scores is kept.
+    Forward in TRAIN writes the gradient into the scores' diff, finished where the divisor is that of a batch of which
+    all counts; backward makes sure that it is still there, and multiplies it once more where the divisor was another
+    one. So no array as large as the scores is kept, and no batch changes how the next one is rounded, which a run that
+    is resumed could not repeat.
     """
 
     loss_class: ClassVar[Type[Loss]]
@@ -113,7 +114,6 @@ class MultilabelLossLayer(caffe.Layer):
             raise self.explain(InputError("loss", f"the loss is {mean.loss:g}, more than float32 holds"))
         top[0].data[...] = mean.loss
         divisor = self.share_divisor(mean.divisor * mean.weight_scale)
-        self.expected_divisor = divisor or self.expected_divisor
         if diff is not None:
             self.written = Written(factor or 0.0, divisor, diff.reshape(-1)[:: self.stride].tobytes())
 
