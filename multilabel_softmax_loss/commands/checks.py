@@ -46,6 +46,8 @@ def check_numbers(param: Any, path: str) -> None:
     if param.regularization_type not in ("L1", "L2"):
         raise UsageError(f"{path} has regularization_type {param.regularization_type!r}; expected 'L1' or 'L2'.")
     check_policy(param, path)
+    if param.HasField("solver_mode") and param.solver_mode == param.GPU:
+        warn("train", f"{path} has solver_mode GPU; it is the processor that trains here.")
 
 
 def check_policy(param: Any, path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from typing import Sequence
+from typing import Any, List, Sequence
 
 from ..errors import UsageError
 
@@ -25,6 +25,23 @@ PACKAGES = {
     "numba": ("numba", "fast"),
     "mpi4py": ("mpi4py", "distributed"),
 }
+
+
+def packages_of(nets: Sequence[Any], param: Any) -> List[str]:
+    """The modules that training these nets by a SolverParameter needs."""
+    needed = ["tqdm", "matplotlib"] + ["sklearn"] * bool(param.test_iter)
+    needed += ["h5py"] * (param.snapshot_format == param.HDF5)
+    for layer in (layer for net in nets for layer in net.layer):
+        if layer.type == "Data":
+            needed.append("lmdb" if layer.data_param.backend == layer.data_param.LMDB else "plyvel")
+        needed += {"HDF5Data": ["h5py"], "ImageData": ["cv2"]}.get(layer.type, [])
+    return needed
+
+
+def require_caffe() -> None:
+    """Raise a UsageError where Caffe is missing, without which no net can be read, and name what else is."""
+    if find_spec("caffe") is None:
+        require([module for module, (_, extra) in PACKAGES.items() if extra in ("caffe", "tools")])
 
 
 def require(modules: Sequence[str]) -> None:

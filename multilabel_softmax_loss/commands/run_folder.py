@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..files import replacing, set_aside, stands_for
 from .curves import is_ours
 from .history import Damaged, read_history
-from .snapshots import Snapshots, fingerprint, read_record, write_record
+from .snapshots import Snapshots, check_room, fingerprint, read_record, write_record
 
 REMEDY = "Nothing of another's is overwritten: choose another --out, or move it."
 
@@ -70,6 +70,18 @@ class RunFolder:
         if self.handle is not None:
             os.close(self.handle)
             self.handle = None
+
+    def check_there(self) -> None:
+        """Raise a UsageError if the folder that this run began in is no longer of that name."""
+        try:
+            there = self.handle is None or os.path.samestat(os.stat(self.path), os.fstat(self.handle))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise UsageError(
+                f"{self.path} was moved or removed while the run went on. Put it back, and go on with --resume from "
+                "its last snapshot."
+            )
 
     # Whose it is
 
@@ -162,6 +174,7 @@ class RunFolder:
 
         It names the weights that were there before too, so that these are known as ours if this process ends between.
         """
+        check_room(self.path, net)
         before = fingerprint(self.best_weights) if os.path.exists(self.best_weights) else None
         with replacing(self.best_weights) as temporary:
             net.save(temporary)

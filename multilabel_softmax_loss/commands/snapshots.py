@@ -57,6 +57,7 @@ class Snapshots:
 
     def save(self, solver: Any, scratch: str, record: Dict[str, Any]) -> str:
         """Keep the solver's state; `scratch` is the snapshot_prefix it writes to. Returns the weights' path."""
+        check_room(self.folder, solver.net, copies=4)  # the weights, and what a solver such as Adam keeps of each
         solver.snapshot()
         (model,) = glob.glob(f"{glob.escape(scratch)}_iter_{solver.iter}.caffemodel*")
         suffix = next(suffix for suffix in reversed(list(SUFFIXES)) if model.endswith(suffix))
@@ -155,6 +156,18 @@ class SnapshotPrefix:
             os.remove(self.link)
             os.symlink(os.path.abspath(inside), self.link)
             yield
+
+
+def check_room(folder: str, net: Any, copies: int = 1) -> None:
+    """Raise a UsageError where a disk has no room for the weights of a net; Caffe would end this process there."""
+    needed = copies * 4 * sum(blob.count for blobs in net.params.values() for blob in blobs) + (1 << 16)
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+        raise UsageError(
+            f"{folder} cannot take the weights: its disk has {free:,} bytes left; expected {needed:,} at least. Make "
+            "room, and go on with --resume."
+        )
 
 
 def write_record(path: str, content: Dict[str, Any]) -> Dict[str, Any]:

@@ -23,6 +23,7 @@ from ..parallel.blobs import FusedBlobs
 from ..parallel.ranks import ranks
 from ..parallel.window import window
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
+from .packages import packages_of, require, require_caffe
 from .sharing import Shuffles, share_lists, tell_samples
 from .terminal import say, warn
 
@@ -51,6 +52,7 @@ def read_solver(path: str) -> SolverFile:
     ------
     UsageError : Caffe would find something missing or impossible, be it at the first iteration only, or never.
     """
+    require_caffe()
     param = read_prototxt(path, "SolverParameter")
     file = SolverFile(path, param, *solver_nets(param, path))
     check_numbers(param, path)
@@ -74,6 +76,7 @@ def solver_nets(param: Any, path: str) -> Tuple[NetFile, List[NetFile]]:
     check_tests(param, len(tests), path)
     tests += common * (len(param.test_iter) - len(tests))
     states = [*param.test_state, *[type(param.train_state)()] * len(tests)]
+    require(packages_of([trains[0].net, *(test.net for test in tests)], param))
     train = of_phase(trains[0], "TRAIN", param.train_state)
     check_batch_norm(train.net, train.path)
     planned = zip(tests, states, param.test_iter)
@@ -85,7 +88,8 @@ def of_phase(file: NetFile, phase: str, state: Any) -> NetFile:
     net = type(file.net).FromString(file.net.SerializeToString())
     net.state.MergeFrom(state)
     layers = phase_layers(net, phase)
-    check_python_layers(layers, file.path)
+    with staying():
+        check_python_layers(layers, file.path)
     check_fed(layers, file.path, phase)
     check_data(layers, file.path)
     del net.layer[:]

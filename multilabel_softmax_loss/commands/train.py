@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from ..errors import NotFiniteError, UsageError, shortlist
@@ -208,6 +208,7 @@ class Training:
         self.description = describe(solver.file)
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
+        self.saved = -1  # its iteration
         self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
 
     def run(self, manifest: Optional[Dict[str, Any]]) -> Dict[str, Any]:
@@ -224,6 +225,11 @@ class Training:
                 self.save()  # so that a run can be resumed from the first moment on, with its seed and first weights
             self.loop()
             self.finish()
+        except Diverged:
+            raise
+        except BaseException:
+            self.save_what_is_there()
+            raise
         finally:
             self.history.close()
         return {
@@ -340,6 +346,7 @@ class Training:
             ranks.agree()  # they have the same weights
             text = f"iteration {self.solver.iteration}: the weights of layer {layer!r} are not finite. Lower base_lr."
             raise Diverged(self.last_good(text))
+        self.folder.check_there()
         self.history.flush()
         record: Dict[str, Any] = {
             "seed": self.solver.seed,
@@ -351,6 +358,13 @@ class Training:
         self.weights = self.folder.snapshots.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 
+    def save_what_is_there(self) -> None:
+        """A snapshot where an error ends the run, if that can be; the iteration that failed is not in it."""
+        if self.saved < self.solver.iteration and ranks.size == 1:
+            with suppress(Exception):  # such as what ended the run
+                self.save()
+                say(f"Kept at iteration {self.saved}: {self.weights}. --resume goes on from it.")
+
     def test_is_due(self) -> bool:
         iteration, param = self.solver.iteration, self.solver.file.param
         due = bool(self.tests) and param.test_interval > 0 and iteration % param.test_interval == 0
@@ -358,11 +372,16 @@ class Training:
 
     def test(self, row: Dict[str, float]) -> bool:
         """Run the test nets; their figures go into `row`. False if the run was asked to end meanwhile."""
+        from tqdm import tqdm
+
         iteration = self.solver.iteration
         values: Dict[str, float] = {}
         for test in self.tests:
+            hidden = ranks.rank > 0 or not sys.stderr.isatty()
+            shown = {"desc": "test", "unit": "batch", "leave": False, "disable": hidden, "ncols": 79}
             try:
-                figures = test.run(self.asked)
+                with tqdm(total=test.batches, **shown) as bar:
+                    figures = test.run(self.asked, bar.update)
             except LAYER_ERRORS as error:
                 raise self.explain(error, f"test at iteration {iteration}") from error
             if figures is None:

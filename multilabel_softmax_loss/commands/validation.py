@@ -49,9 +49,10 @@ class TestNet:
         self.columns = {start + name: better for name, better in names.items()}
         tell_coverage(layers, self.batches)
 
-    def run(self, asked: Callable[[], bool]) -> Optional[Dict[str, float]]:
+    def run(self, asked: Callable[[], bool], advance: Callable[[], Any]) -> Optional[Dict[str, float]]:
         """The figures by column; None if the run was asked to end meanwhile, as `asked` tells all ranks together.
 
+        `advance` is called as each batch begins.
         Where it is not known which labels count as positive, the metrics are left out.
 
         Raises
@@ -65,6 +66,7 @@ class TestNet:
         for batch in range(self.batches):
             if batch % ranks.size == 0 and asked():
                 return None
+            advance()
             if batch % ranks.size != ranks.rank:
                 pass_over_batch(net, places)
                 continue

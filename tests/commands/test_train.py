@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import caffe
 import numpy as np
@@ -18,10 +20,12 @@ from support.tiny_nets import (
     make_run,
     poisoned,
     run_command,
+    same_weights,
     weights_of,
     write_hdf5,
 )
 
+from multilabel_softmax_loss.commands import packages
 from multilabel_softmax_loss.commands.train import Diverged, add_arguments, run, train
 from multilabel_softmax_loss.errors import UsageError
 
@@ -162,3 +166,88 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
     os.close(screen)
     assert process.wait() == 0
     assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+it/s, loss=[\d.]+, lr=0\.02\]", shown)
+
+
+def add_layer(folder, code, bottom="label"):
+    """A Python layer of this `forward` at the end of the net; iterations are counted in `self.count`."""
+    name = f"own_{folder.name}"
+    (folder / f"{name}.py").write_text(
+        "import caffe, os\nclass Own(caffe.Layer):\n    count = 0\n"
+        "    def setup(self, bottom, top): pass\n    def reshape(self, bottom, top): pass\n"
+        f"    def forward(self, bottom, top):\n        self.count += 1\n        {code}\n"
+        "    def backward(self, *arguments): pass\n"
+    )
+    net = folder / "train_val.prototxt"
+    own = f'python_param {{ module: "{name}" layer: "Own" }}'
+    net.write_text(net.read_text() + f'layer {{ name: "own" type: "Python" bottom: "{bottom}" {own} }}\n')
+
+
+@pytest.mark.parametrize(
+    "code, kind",
+    [
+        pytest.param("assert self.count < 5", AssertionError, id="an error of its own"),
+        pytest.param("if self.count == 5: raise KeyboardInterrupt", KeyboardInterrupt, id="KeyboardInterrupt"),
+        pytest.param("if self.count == 5: raise ValueError('bad data')", UsageError, id="bad data"),
+        pytest.param("if self.count == 5: raise SystemExit", SystemExit, id="SystemExit"),
+    ],
+)
+def test_any_error_of_a_layer_leaves_a_snapshot_from_which_the_run_goes_on(
+    tmp_path, monkeypatch, no_pictures, code, kind
+):
+    solver = make_run(tmp_path, test=False, snapshot=0, max_iter=9)
+    train(solver, out=str(tmp_path / "whole"))
+    net = (tmp_path / "train_val.prototxt").read_text()
+    add_layer(tmp_path, code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(kind):
+        train(solver, out=str(tmp_path / "run"))
+    assert (tmp_path / "run" / "tiny_iter_4.json").exists()
+    (tmp_path / "train_val.prototxt").write_text(net)
+    train(solver, out=str(tmp_path / "run"), resume=True)
+    assert same_weights(tmp_path / "whole" / "tiny_iter_9.caffemodel", tmp_path / "run" / "tiny_iter_9.caffemodel")
+
+
+def test_a_layer_that_changes_the_folder_changes_no_path(tmp_path, monkeypatch, no_pictures):
+    solver = make_run(tmp_path, max_iter=3, test=True)
+    add_layer(tmp_path, "os.chdir('/')")
+    for name in ("solver.prototxt", "train_val.prototxt", "train.txt", "test.txt"):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace(f"{tmp_path}/", ""))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    train(os.path.basename(solver), out="run")
+    assert os.getcwd() == str(tmp_path)
+    assert (tmp_path / "run" / "tiny_iter_3.json").exists()
+
+
+def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, monkeypatch, no_pictures):
+    solver = make_run(tmp_path, test=False, max_iter=9, snapshot=5)
+    net = (tmp_path / "train_val.prototxt").read_text()
+    add_layer(tmp_path, f"if self.count == 3: os.rename({str(tmp_path / 'run')!r}, {str(tmp_path / 'moved')!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="run was moved or removed while the run went on"):
+        train(solver, out=str(tmp_path / "run"))
+    (tmp_path / "moved").rename(tmp_path / "run")
+    (tmp_path / "train_val.prototxt").write_text(net)
+    full = SimpleNamespace(f_bavail=1, f_frsize=512)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(UsageError, match="its disk has 512 bytes left; expected"):
+        train(solver, out=str(tmp_path / "run"), resume=True)
+
+
+def test_all_packages_that_a_run_needs_are_looked_for_before_it(tmp_path, monkeypatch):
+    solver = make_run(tmp_path)
+    absent = ("h5py", "sklearn")
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in absent else find_spec(name))
+    expected = f"scikit-learn, h5py are not installed for {sys.executable}. pip install '.[tools]'"
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        train(solver, out=str(tmp_path / "run"))
+    absent = ("caffe", "tqdm")
+    with pytest.raises(
+        UsageError, match=r"Caffe, tqdm.* are not installed .* a Caffe of your own.*'\.\[caffe,tools\]'"
+    ):
+        train(solver, out=str(tmp_path / "run"))
+
+
+def test_a_solver_for_the_gpu_trains_on_the_processor_and_says_so(tmp_path, capsys, no_pictures):
+    train(make_run(tmp_path, test=False, max_iter=1, solver="solver_mode: GPU"), out=str(tmp_path / "run"))
+    assert "has solver_mode GPU; it is the processor that trains here" in capsys.readouterr().err
