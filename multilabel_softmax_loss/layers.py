@@ -253,6 +253,11 @@ class MultilabelRankingLossLayer(MultilabelLossLayer):
 
     Formulas, shapes and options are those of :func:`multilabel_softmax_loss.ranking_loss`; bottoms and `loss_weight`
     are those of :class:`MultilabelSoftmaxLossLayer`. The loss is its only top.
+
+    >>> from multilabel_softmax_loss.prototxt import loss_layer
+    >>> text = loss_layer(layer="MultilabelRankingLossLayer", normalization="FULL")
+    >>> print(text.splitlines()[-3].strip())
+    param_str: '{"normalization": "FULL"}'
     """
 
     loss_class = RankingLoss

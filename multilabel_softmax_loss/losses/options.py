@@ -218,7 +218,17 @@ class SigmoidOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class RankingOptions(Options):
-    """Options of the ranking loss, as in `param_str` of MultilabelRankingLossLayer."""
+    """Options of the ranking loss, as in `param_str` of MultilabelRankingLossLayer.
+
+    Raises
+    ------
+    ValueError, TypeError : a name, a value or a type is impossible; the message says what is allowed.
+
+    Examples
+    --------
+    >>> RankingOptions(class_weight=[1, 2, 0.5]).class_weight
+    array([1. , 2. , 0.5])
+    """
 
     class_weight: Optional[np.ndarray] = option(
         None, optional(per_class), "C factors for the labels: a list, or a `.npy` or text file", "this package"
