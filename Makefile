@@ -6,7 +6,7 @@ TORCH_PYTHON ?=
 # As many processes as there are cores, but no more than 4; each takes half a gigabyte.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help train tags test kill-test test-all fuzz bench zoo snippets docs dist environment clean
+.PHONY: help train tags test attack kill-test test-all fuzz bench zoo snippets docs dist environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -25,6 +25,11 @@ test: environment   ## lint, types and all tests, in real Caffe
 
 kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 5
 	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py -k random_moments
+
+attack: environment  ## ten minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
+	KILLS=60 FLIPS=20000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \
+		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/losses/test_properties.py
 
 test-all:       ## the tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2
 	@set -e; versions="3.7 3.8 $$($(BOOTSTRAP) --find 3.14 3.13 3.12 3.11 3.10)"; \

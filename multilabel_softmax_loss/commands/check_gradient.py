@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 import sys
-from contextlib import contextmanager, redirect_stdout
-from typing import Dict, Iterator, Sequence
+from typing import Dict, Sequence
 
 from ..errors import UsageError
 from ..gradient_check.fill import KINDS
 from ..gradient_check.net import check_net
 from ..gradient_check.report import BUDGET, TOLERANCE
+from .terminal import printing_aside
 
 EXAMPLE = """\
 example:
@@ -56,20 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     print(json.dumps(dict(checked.as_dict(), net=arguments.net), indent=2) if arguments.json else checked)
     return checked.status(arguments.strict)
-
-
-@contextmanager
-def printing_aside() -> Iterator[None]:
-    """Send what layers print, by Python or past it, to the standard error: it is no part of the report."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(sys.stderr.fileno(), 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def read_fill(items: Sequence[str]) -> Dict[str, str]:

@@ -21,6 +21,7 @@ from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
+from .terminal import printing_aside
 from .thresholds import levels_of, read_thresholds
 
 BATCH = 32
@@ -57,19 +58,20 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    answers = predict(
-        arguments.net,
-        arguments.weights,
-        arguments.images,
-        top_k=arguments.top_k,
-        threshold=arguments.threshold,
-        thresholds=arguments.thresholds,
-        at_least_one=arguments.at_least_one,
-        classes=arguments.classes,
-        preprocessing=arguments.preprocessing,
-        scores=arguments.scores,
-        activation=arguments.activation,
-    )
+    with printing_aside():
+        answers = predict(
+            arguments.net,
+            arguments.weights,
+            arguments.images,
+            top_k=arguments.top_k,
+            threshold=arguments.threshold,
+            thresholds=arguments.thresholds,
+            at_least_one=arguments.at_least_one,
+            classes=arguments.classes,
+            preprocessing=arguments.preprocessing,
+            scores=arguments.scores,
+            activation=arguments.activation,
+        )
     if arguments.json:
         print("\n".join(json.dumps(answer) for answer in answers))
     else:

@@ -6,7 +6,8 @@ import errno
 import os
 import sys
 import warnings
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Iterator
 
 from ..parallel.ranks import ranks
 
@@ -91,3 +92,17 @@ def warn(command: str, text: str) -> None:
     if ranks.rank > 0:
         return
     print(f"{PROGRAM} {command}: warning: {text}", file=sys.stderr)
+
+
+@contextmanager
+def printing_aside() -> Iterator[None]:
+    """Send what layers print, by Python or past it, to the standard error: it is no part of the report."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(sys.stderr.fileno(), 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -31,6 +31,7 @@ from multilabel_softmax_loss.errors import UsageError
 
 # Kills in the test that is run always; `make kill-test` makes it 20.
 KILLS = int(os.environ.get("KILLS", "5"))
+SEED = os.environ.get("ATTACK_SEED", "0")
 
 
 def lmdb_run(folder):
@@ -163,7 +164,7 @@ def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path, no_pi
     solver = make_run(tmp_path, snapshot=7, max_iter=1000000)
     Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
     loop = subprocess.run(
-        [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), "0"],
+        [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), SEED],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
