@@ -926,7 +926,7 @@ def next_to_zero(random, batch):
 
 
 def far_off(random, batch):
-    return [1e4 + random.randn(batch, CLASSES), np.zeros((batch, CLASSES))]
+    return [1e4 + random.randn(batch, 3), np.zeros((batch, 3))]
 
 
 def zeros_but_one(random, batch):

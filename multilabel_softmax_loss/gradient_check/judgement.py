@@ -233,12 +233,13 @@ def weigh_probes(question, slopes, random, start=0) -> Evidence:
     confirmed, outcomes = confirm(evidence, slopes, movable(question.x))
     if confirmed:
         return evidence
-    unsettled = evidence.wrong.copy()
+    unsettled, smooth = evidence.wrong.copy(), evidence.wrong & False
     value, truncation, rounding = (part.copy() for part in estimate)
     for j, settled in outcomes.items():
         if settled.outcome == SUPPORTED:
-            value[j], truncation[j], rounding[j], unsettled[j] = settled.value, settled.bar, 0.0, False
-    evidence = weigh(question, slopes, yardsticks, (value, truncation, rounding), random, unsettled)
+            value[j], truncation[j], rounding[j] = settled.value, settled.bar, 0.0
+            unsettled[j], smooth[j] = False, True
+    evidence = weigh(question, slopes, yardsticks, (value, truncation, rounding), random, unsettled, smooth)
     return evidence if evidence.verdict != "fail" else evidence._replace(verdict="inconclusive")
 
 
@@ -269,12 +270,16 @@ class Yardsticks:
         return np.maximum(np.minimum(norm, largest * np.sqrt(self.support)), own)
 
 
-def weigh(question, slopes, yardsticks, estimate, random, unsettled=None) -> Evidence:
-    """What the slopes say. `unsettled` are probes that looked wrong, and did not at finer steps: no verdict there."""
+def weigh(question, slopes, yardsticks, estimate, random, unsettled=False, smooth=False) -> Evidence:
+    """What the slopes say.
+
+    `unsettled` are probes that looked wrong, and did not at finer steps: no verdict there. `smooth` are those whose
+    slopes have settled at finer steps, whatever kinks coarser ones see.
+    """
     analytic, x, tolerance = question.analytic, question.x, question.tolerance
     value, truncation, rounding = estimate
     slope, single = yardsticks.slope, yardsticks.single
-    unsettled = np.zeros(len(slope), dtype=bool) if unsettled is None else unsettled
+    unsettled, smooth = (np.broadcast_to(mask, slope.shape) for mask in (unsettled, smooth))
     bar = truncation + SIGMAS * rounding
     yardstick = yardsticks(value)
     probed = np.isfinite(value)
@@ -287,6 +292,7 @@ def weigh(question, slopes, yardsticks, estimate, random, unsettled=None) -> Evi
     bent, kink = slopes.bends(0.5 * tolerance * yardstick)
     # Or a slope that still moves where no smaller step can be told from noise: the loss bends within reach of the step.
     kink = probed & (kink | (bent & (relative_bar > tolerance) & (truncation > SIGMAS * rounding)))
+    kink &= ~smooth
     judged = probed & ~kink & ~unsettled
     with np.errstate(invalid="ignore", divide="ignore"):
         wrong = judged & (error - relative_bar - (SAFETY - 1) * truncation / yardstick > tolerance)

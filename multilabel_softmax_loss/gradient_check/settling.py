@@ -17,7 +17,7 @@ from .slopes import SIGMAS, Objective, Probe, Slopes, difference, direction
 
 REFUTED, SUPPORTED, OPEN = "refuted", "supported", "open"
 ROUNDS = 5
-MOST_COORDINATES = 100
+MOST_COORDINATES = 600
 MOST_DOUBTFUL = 12
 DIRECTIONS = 3  # that have to be refuted where no coordinate is
 FRESH_DIRECTIONS = 8  # drawn at most, to have as many
@@ -57,7 +57,7 @@ def settle(objective: Objective, probe: Probe, unit: float, claim: float, rough:
         if 4 * max(spread, bend) <= off.min() and off.min() - rounding > matters:
             spoken_for = supported_beyond(objective, probe, unit, finest, claim, value)
             return Settled(OPEN if spoken_for else REFUTED)
-        if abs(value - claim) + spread + rounding <= matters:
+        if abs(value - claim) + spread + rounding <= matters and bend <= matters:
             return Settled(SUPPORTED, value, spread + rounding)
         if abs(value - claim) > 0.5 * distance and spread <= apart:
             return Settled(OPEN)
@@ -149,9 +149,12 @@ def confirm(evidence: Evidence, slopes: Slopes, support: np.ndarray) -> Tuple[bo
 
 
 def doubtful(evidence: Evidence) -> np.ndarray:
-    """The coordinates that stand between a gradient and its verdict, if they are few."""
-    doubtful = evidence.judged & ~evidence.right & evidence.single & (evidence.yardstick > 0)
-    return doubtful if doubtful.sum() <= MOST_DOUBTFUL else np.zeros_like(doubtful)
+    """The coordinates that stand between a gradient and its verdict: those where coarse steps see kinks, if these are
+    many, and those whose error bar is too large, if these are few."""
+    single = evidence.single & (evidence.yardstick > 0)
+    unknown = evidence.judged & ~evidence.right & single
+    unknown = unknown if unknown.sum() <= MOST_DOUBTFUL else unknown & False
+    return unknown | (evidence.kink & single) if evidence.too_few else unknown
 
 
 def settle_probe(evidence: Evidence, slopes: Slopes, j: int) -> Settled:
