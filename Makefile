@@ -24,7 +24,7 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/python $(PYTEST)
 
 kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 5
-	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py -k random_moments
+	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_convert.py -k random_moments
 
 attack: environment  ## ten minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
 	KILLS=60 FLIPS=20000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \
