@@ -77,14 +77,17 @@ class MultilabelLossLayer(caffe.Layer):
         check_count(self, "top", len(top), *self.tops)
         self.options = parse_options(self, self.loss_class.options_class)
         self.shapes: Any = None  # of the bottoms
+        self.arrays: Any = None  # of the bottoms, from a reshape to the forward that follows at once
         self.writes_diff: Optional[bool] = None  # whether forward does; the first one decides
 
     def reshape(self, bottom: Any, top: Any) -> None:
-        shapes = tuple(map(shape_of, blobs_of(bottom)))
+        self.arrays = arrays_of(bottom)
+        scores, labels, weight = self.arrays
+        shapes = (scores.shape, labels.shape, None if weight is None else weight.shape)
         if shapes == self.shapes:
             return
         try:
-            self.loss = self.loss_class(self.options, *arrays_of(bottom))
+            self.loss = self.loss_class(self.options, *self.arrays)
         except InputError as error:
             raise self.explain(error) from error
         if self.shapes is None:
@@ -148,7 +151,8 @@ class MultilabelLossLayer(caffe.Layer):
 
     def run(self, bottom: Any, gradient: Any, probs: Any, factor: Optional[float]) -> Mean:
         """The loss of the bottoms' data; errors name the blobs as the prototxt does."""
-        scores, labels, weight = arrays_of(bottom)
+        scores, labels, weight = self.arrays or arrays_of(bottom)
+        self.arrays = None  # views, which dangle when a blob grows
         try:
             return self.loss(scores, labels, weight, gradient, probs, factor)
         except InputError as error:
@@ -173,21 +177,13 @@ class MultilabelLossLayer(caffe.Layer):
         return kind(f"{type(self).__name__}: {sentence(error.render(**BLOBS))}\n    {REMEDIES[error.kind]}")
 
 
-def blobs_of(bottom: Any) -> list:
-    return [bottom[k] for k in range(len(bottom))]  # Caffe's vectors can be counted and indexed, no more
-
-
 def arrays_of(bottom: Any) -> tuple:
     """Scores, labels, and sample weights or None."""
     return data_of(bottom[0]), data_of(bottom[1]), data_of(bottom[2]) if len(bottom) == 3 else None
 
 
-def shape_of(blob: Any) -> tuple:
-    # Fast, since blob.shape takes ten times as long; but Caffe aborts where the data of an empty blob are asked for.
-    return blob.data.shape if blob.count else tuple(blob.shape)
-
-
 def data_of(blob: Any) -> np.ndarray:
+    # Caffe aborts where the data of an empty blob are asked for.
     return blob.data if blob.count else np.empty(tuple(blob.shape), np.float32)
 
 

@@ -104,7 +104,7 @@ def power_32(x):
 def exp_32(x, unit):
     """e^x / 2^unit in float32, to 1.1 ulp, while that is from 2^-126 to 2, and |x| below 300; NaN stays NaN."""
     power, shifted = power_32(x)
-    bits = np.int32(np.float32(shifted).view(np.int32) - unit)
+    bits = np.float32(shifted - unit).view(np.int32)
     return (ONE + power) * np.int32(ONE_BITS + (bits << EXPONENT_SHIFT)).view(np.float32)
 
 

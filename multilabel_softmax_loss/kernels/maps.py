@@ -2,21 +2,30 @@
 
 A tile is a run of places of one sample, treated side by side. Its sums lie in one array at fixed distances, so that
 LLVM need not check whether many arrays overlap: beyond a few it gives up SIMD.
+
+A tile whose places have one label each, or none, goes in float32 but for the sums. With y the label, E = exp(s_y) and R
+the sum of the other exponentials, L = m log(1 + R / E), dL/ds_y = -m R / (R + E) and dL/ds_k = m exp(s_k) / (R + E), in
+which nothing cancels. Other tiles go in float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .arithmetic import LOWEST_RANK, ONE, ZERO, exp_negative, log1p, of_rank, rank, signs_of
-from .compiling import compiled, inlined, use_wide_vectors
+from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, log1p, of_rank, rank, signs_of
+from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import spread, target_terms
-from .rows import CERTAIN
+from .rows import CERTAIN, DEPTH, FAR, FEW
 
 PLACES = 1024  # at most so many places side by side
 TILE_ENTRIES = 1 << 15  # and so many exponentials, 256 KiB, in the second-level cache
 REST, TOTAL, DOT, POSITIVES, KNOWN, WEIGHTED, WEIGHTED_KNOWN, SCORE_DOT = range(0, 8 * PLACES, PLACES)
 PEAK, WEIGHT, SHARE, SCALE, BACKGROUND, END = range(8 * PLACES, 14 * PLACES, PLACES)
+# The numbers of a float32 tile: the highest score but for the label's, the label and its class, ...
+HIGH, LABEL, CLASS, ORIGIN, LOW, UNIT, SLOPE, SLOPE_REST, END_32 = range(0, 9 * PLACES, PLACES)
+OWN, MASS = TOTAL, DOT  # and beside REST its doubles
+NO_CLASS = np.float32(-1)
+LARGEST = 1e38  # of float32, about
 
 
 def tile_width(classes: int, places: int) -> int:
@@ -44,23 +53,6 @@ def begin_tile(high, sums):
         sums[PEAK + j] = 0.0 if peak == -np.inf else np.float64(peak)
     for first in range(0, PEAK, PLACES):
         sums[first : first + len(high)] = 0
-
-
-@inlined
-def add_plain_class(scores, labels, k, best, exps, sums):
-    """One class of a tile; the signs of the labels, as bits."""
-    use_wide_vectors()
-    signs = np.int32(0)
-    for j in range(len(scores)):
-        z = np.float64(scores[j]) - sums[PEAK + j]
-        y = labels[j]
-        e = exp_negative(z)
-        exps[j] = e
-        signs = signs_of(signs, y)
-        sums[REST + j] += 0.0 if best[j] == k else e
-        sums[TOTAL + j] += y
-        sums[DOT + j] += y * z if y != 0 else 0.0
-    return signs
 
 
 @inlined
@@ -116,13 +108,6 @@ def finish_tile(sums, best, weight, factor, normalization, smoothing, empty):
 
 
 @inlined
-def write_plain_slopes(exps, labels, sums, gradient):
-    use_wide_vectors()
-    for j in range(len(labels)):
-        gradient[j] = sums[SHARE + j] * exps[j] - sums[SCALE + j] * labels[j]
-
-
-@inlined
 def write_slopes(exps, labels, ignoring, ignore_label, w, sums, gradient):
     use_wide_vectors()
     for j in range(len(labels)):
@@ -155,12 +140,129 @@ def mend_slopes(labels, label_at, label_step, class_weight, best, idle, classes,
                 gradient[at + k * step + j] = 0
 
 
+@summing
+def read_class(scores, labels, k, copy, numbers):
+    """Copy the scores of a class of a tile, and note what is labelled; how many places have two labels by now."""
+    use_wide_vectors()
+    several = ZERO
+    for j in range(len(scores)):
+        s, y = scores[j], labels[j]
+        copy[j] = s
+        high, of = numbers[HIGH + j], numbers[CLASS + j]
+        several += ZERO if y == ZERO or of == NO_CLASS else ONE
+        high_now = s if s > high else high
+        numbers[HIGH + j] = high_now if y == ZERO else high
+        numbers[CLASS + j] = of if y == ZERO else k
+        numbers[LABEL + j] += y
+    return several
+
+
+@inlined
+def set_origins(count, numbers):
+    """What is taken from the scores, and the power of 2 that their exponentials are in units of."""
+    use_wide_vectors()
+    for j in range(count):
+        high = numbers[HIGH + j]
+        high = high if high > -np.inf else ZERO
+        origin = high if abs(high) >= FAR else ZERO
+        numbers[ORIGIN + j] = origin
+        numbers[LOW + j] = high - origin - DEPTH
+        numbers[UNIT + j] = np.floor(np.float32((high - origin) * LOG2_E_32))
+
+
+@inlined
+def make_exps(k, numbers, exps):
+    """From the scores of a class of a tile to their exponentials, 0 for the label's."""
+    use_wide_vectors()
+    for j in range(len(exps)):
+        x, low = exps[j] - numbers[ORIGIN + j], numbers[LOW + j]
+        e = exp_32(low if x < low else x, numbers[UNIT + j])
+        exps[j] = ZERO if x < low or numbers[CLASS + j] == k else e
+
+
+@inlined
+def add_exps(exps, sums):
+    use_wide_vectors()
+    for j in range(len(exps)):
+        sums[REST + j] += exps[j]
+
+
+@summing
+def finish_quick_tile(count, sums, numbers, factor):
+    """The factors of the gradient, also of its label's; returns sum u L, and whether all is finite."""
+    use_wide_vectors()
+    loss_sum = bad = 0.0
+    for j in range(count):
+        r, mass = sums[REST + j], sums[MASS + j]
+        gap = np.float64(numbers[ORIGIN + j]) + np.float64(numbers[UNIT + j]) * LN_2 - sums[OWN + j]
+        gap = gap if r > 0 else 0.0  # R / E is r e^gap
+        power = exp_negative(-abs(gap))
+        x = (r - 1.0) + power if gap > 0 else r * power  # so that 1 + x is R + E over the larger of the units
+        loss = mass * ((gap if gap > 0 else 0.0) + log1p(x))
+        slope = factor * mass * (1.0 if gap > 0 else power) / (1.0 + x)
+        numbers[SLOPE + j] = slope
+        numbers[SLOPE_REST + j] = slope - np.float32(slope)
+        loss_sum += loss
+        bad += 0.0 if r < np.inf and abs(loss) < np.inf and abs(slope) < LARGEST else 1.0
+    return loss_sum, bad == 0
+
+
+@inlined
+def write_quick_slopes(exps, numbers, gradient):
+    use_wide_vectors()
+    for j in range(len(gradient)):  # the factor in two parts, so that the product is rounded once
+        gradient[j] = numbers[SLOPE + j] * exps[j] + numbers[SLOPE_REST + j] * exps[j]
+
+
+@inlined
+def quick_tile(
+    scores, at, step, labels, label_at, label_step, class_weight, normalization, classes, weight, factor,
+    count, exps, sums, numbers, gradient, out_at,
+):  # fmt: skip
+    """A tile of places with at most one label each, none unknown: sum u L, sum u, and True.
+
+    False for another kind of tile, and where something is not finite; then softmax_tile() has to do it.
+    """
+    numbers[HIGH : HIGH + count] = -np.inf
+    numbers[LABEL : LABEL + count] = 0
+    numbers[CLASS : CLASS + count] = NO_CLASS
+    for k in range(classes):
+        y = labels[label_at + k * label_step :][:count]
+        if read_class(scores[at + k * step :][:count], y, np.float32(k), exps[k][:count], numbers) > 0:
+            return 0.0, 0.0, False
+    good = True
+    weight_sum = 0.0
+    for j in range(count):
+        k, y = np.int64(numbers[CLASS + j]), np.float64(numbers[LABEL + j])
+        good = good and y >= 0 and y < np.inf
+        u = (weight[j] if len(weight) else 1.0) if k >= 0 else 0.0
+        weight_sum += u
+        mass = 1.0 if normalization == 0 else y
+        sums[MASS + j] = u * mass * class_weight[k] if k >= 0 and len(class_weight) else u * mass
+        sums[OWN + j] = exps[max(k, 0), j]
+    if not good:
+        return 0.0, 0.0, False
+    set_origins(count, numbers)
+    sums[REST : REST + count] = 0
+    for k in range(classes):
+        make_exps(np.float32(k), numbers, exps[k][:count])
+        add_exps(exps[k][:count], sums)
+    loss, good = finish_quick_tile(count, sums, numbers, factor)
+    if good and len(gradient):
+        for j in range(count):
+            if numbers[CLASS + j] != NO_CLASS:
+                exps[np.int64(numbers[CLASS + j]), j] = -sums[REST + j]
+        for k in range(classes):
+            write_quick_slopes(exps[k][:count], numbers, gradient[out_at + k * step :][:count])
+    return loss, weight_sum, good
+
+
 @inlined
 def softmax_tile(
-    scores, at, step, labels, label_at, label_step, class_weight, ignoring, ignore_label, plain,
+    scores, at, step, labels, label_at, label_step, class_weight, ignoring, ignore_label,
     normalization, smoothing, empty, classes, weight, factor, high, best, exps, sums, gradient, probs, out_at,
 ):  # fmt: skip
-    """One tile; class k of its scores begins at `at` + k `step`, that of its labels and outputs alike."""
+    """Any tile, in float64; class k of its scores begins at `at` + k `step`, that of its labels and outputs alike."""
     count = len(best)
     high[:] = LOWEST_RANK
     best[:] = -1
@@ -171,20 +273,12 @@ def softmax_tile(
     signs = np.int32(0)
     for k in range(classes):
         s, y = scores[at + k * step :][:count], labels[label_at + k * label_step :][:count]
-        if plain:
-            signs |= add_plain_class(s, y, k, best, exps[k], sums)
-        else:
-            w = class_weight[k] if len(class_weight) else 1.0
-            signs |= add_class(s, y, w, ignoring, ignore_label, k, best, exps[k], sums)
-    if plain:
-        sums[KNOWN : KNOWN + count] = sums[WEIGHTED_KNOWN : WEIGHTED_KNOWN + count] = classes
-        sums[WEIGHTED : WEIGHTED + count] = sums[TOTAL : TOTAL + count]
+        w = class_weight[k] if len(class_weight) else 1.0
+        signs |= add_class(s, y, w, ignoring, ignore_label, k, best, exps[k], sums)
     loss, counted, idle, good = finish_tile(sums, best, weight, factor, normalization, smoothing, empty)
     for k in range(classes):
         y = labels[label_at + k * label_step :][:count]
-        if len(gradient) and plain:
-            write_plain_slopes(exps[k], y, sums, gradient[out_at + k * step :][:count])
-        elif len(gradient):
+        if len(gradient):
             w = class_weight[k] if len(class_weight) else 1.0
             write_slopes(exps[k], y, ignoring, ignore_label, w, sums, gradient[out_at + k * step :][:count])
         if len(probs):
@@ -216,7 +310,8 @@ def softmax_maps(
 ):  # fmt: skip
     """Tiles `start` to `stop` of `width` places each; `turned` where scores and labels are (S, C), one row a place."""
     tiles = (places + width - 1) // width
-    plain = not ignoring and not len(class_weight) and normalization != 1 and smoothing == 0 and empty == 0
+    may_be_quick = not ignoring and smoothing == 0 and empty == 0 and classes >= FEW and not len(probs)
+    quick, numbers = np.empty((classes, width), np.float32), np.empty(END_32, np.float32)
     exps, sums = np.empty((classes, width)), np.empty(END)
     high, best = np.empty(width, np.int32), np.empty(width, np.int32)
     buffer = classes * width
@@ -241,13 +336,21 @@ def softmax_maps(
         ):
             return 0.0, 0.0, False
         own_labels = turned or length > 0
-        loss, counted, good = softmax_tile(
-            columns if turned else scores, 0 if turned else entry, width if turned else places,
-            targets if own_labels else labels, 0 if own_labels else entry, width if own_labels else places,
-            class_weight, ignoring, ignore_label, plain, normalization, smoothing, empty, classes,
-            weight[place : place + count], factor, high[:count], best[:count], exps, sums,
-            slopes if turned else gradient, p if turned else probs, 0 if turned else entry,
-        )  # fmt: skip
+        s, s_at, s_step = (columns, 0, width) if turned else (scores, entry, places)
+        y, y_at, y_step = (targets, 0, width) if own_labels else (labels, entry, places)
+        out, p_out = (slopes, p) if turned else (gradient, probs)
+        u, good = weight[place : place + count], False
+        if may_be_quick:
+            loss, counted, good = quick_tile(
+                s, s_at, s_step, y, y_at, y_step, class_weight, normalization, classes, u, factor,
+                count, quick, sums, numbers, out, s_at,
+            )  # fmt: skip
+        if not good:
+            loss, counted, good = softmax_tile(
+                s, s_at, s_step, y, y_at, y_step, class_weight, ignoring, ignore_label,
+                normalization, smoothing, empty, classes, u, factor, high[:count], best[:count], exps, sums,
+                out, p_out, s_at,
+            )  # fmt: skip
         if not good:
             return 0.0, 0.0, False
         loss_sum += loss

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from .arithmetic import LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, signs_of, sum_of
+from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, signs_of, sum_of
 from .compiling import compiled, inlined, use_wide_vectors
 from .labels import list_labels, spread, target_terms
 
@@ -72,7 +72,7 @@ def quick_row(
         return 0.0, 0.0, 0
     high = high if high > -np.inf else ZERO
     origin = high if abs(high) >= FAR else ZERO
-    unit = np.int32(math.floor(np.float32((high - origin) * LOG2_E_32)))
+    unit = np.float32(math.floor(np.float32((high - origin) * LOG2_E_32)))
     exps_below(scores, origin, np.float32(high - origin - DEPTH), unit, exps)
     best = -1
     peak = np.float64(high)
@@ -96,7 +96,7 @@ def quick_row(
         return 0.0, 0.0, -1
     scale, _, mass, counted = target_terms(total, positives, float(classes), weighted, 0.0, normalization, 0.0, 0)
     weight = weight if counted else 0.0
-    ratio = math.exp(np.float64(origin) + unit * math.log(2.0) - peak)
+    ratio = math.exp(np.float64(origin) + np.float64(unit) * LN_2 - peak)
     rest = sum_of(exps) * ratio
     loss = others = 0.0
     for i in range(count):

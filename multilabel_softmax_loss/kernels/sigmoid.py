@@ -29,9 +29,10 @@ def write_sigmoids(scores, probs):
 
 @summing
 def quick_run(scores, labels, factor, exps, out):
-    """Up to RUN plain entries in float32: summed L, and dL/ds times factor into `out`; False where it will not do.
+    """Up to RUN plain entries in float32: summed L, and dL/ds times factor into `out`.
 
-    It does for labels that are 0 or 1 and for scores within +-64. With z = s for label 0 and -s for label 1,
+    Also whether that will do, and whether the labels are such that it may.
+    It will for labels that are 0 or 1 and for scores within +-64. With z = s for label 0 and -s for label 1,
     L = max(z, 0) + log(1 + e^-|z|); the logarithms are that of one product.
     """
     use_wide_vectors()
@@ -54,7 +55,7 @@ def quick_run(scores, labels, factor, exps, out):
     for k in range(len(scores)):  # apart, since the doubles would halve the SIMD lanes of the rest
         product *= 1.0 + exps[k]
     loss = upward + math.log(product)
-    return loss, farthest <= QUICK and odd == ZERO and loss >= SMALLEST_LOSS
+    return loss, farthest <= QUICK and odd == ZERO and loss >= SMALLEST_LOSS, odd == ZERO
 
 
 @inlined
@@ -142,7 +143,8 @@ def sigmoid_lines(
         if len(probs):
             write_sigmoids(s, probs[first:last])
         if may_be_quick:
-            loss, done = quick_run(s, y, factor, exps, g)
+            # Where one label lies between 0 and 1 the others of the batch do too; they are not tried in vain.
+            loss, done, may_be_quick = quick_run(s, y, factor, exps, g)
             if done:
                 loss_sum += loss
                 weight_sum += count

@@ -142,6 +142,73 @@ def test_masked_certain_and_enormous_scores_take_the_same_way(calls, shape, labe
     assert calls == ["softmax_maps" if shape != (40, 5) else "softmax_rows"]
 
 
+# All options at once
+
+
+def any_case(rng):
+    """Scores, labels, sample weights and options at random, all of which the kernels take."""
+    classes = int(rng.choice([1, 2, 5, 9, 21, 70]))
+    shape = (*(int(rng.integers(1, 80)), classes), *[(), (), (1,), (3, 4), (7, 9)][rng.integers(5)])
+    while np.prod(shape) > 4000:
+        shape = (max(1, shape[0] // 2), *shape[1:])
+    scores = rng.normal(scale=10 ** rng.uniform(-3, 1), size=shape)
+    index = rng.integers(0, classes, size=(shape[0], int(rng.choice([1, 1, 1, 3])), *shape[2:]))
+    options = {
+        "label_normalization": str(rng.choice(["l1", "l1", "count", "none"])),
+        "normalization": str(rng.choice(["VALID", "VALID", "FULL", "BATCH_SIZE", "NONE"])),
+        "empty": str(rng.choice(["ignore", "ignore", "ignore", "uniform"])),
+        "label_smoothing": float(rng.choice([0, 0, 0, 0.1])),
+    }
+    if rng.random() < 0.3:
+        options["class_weight"] = (rng.random(classes) * (rng.random(classes) < 0.8)).tolist()
+    if rng.random() < 0.4:
+        options["label_format"] = "indices"
+        labels = np.where(rng.random(index.shape) < 0.2, -1, index)
+        kept = index
+    else:
+        labels = np.zeros(shape)
+        np.put_along_axis(labels, index, rng.choice([1, 0.3, 2]), axis=1)
+        if rng.random() < 0.2:
+            labels *= rng.random(shape)
+        labels *= rng.random((shape[0], 1, *shape[2:])) < 0.9  # else empty
+        kept = index
+        if rng.random() < 0.25:
+            options["ignore_label"] = float(rng.choice([-1, 255, 0]))
+            labels[rng.random(shape) < 0.2] = options["ignore_label"]
+    kind = rng.integers(5)
+    if kind == 0:  # a net that is certain
+        np.put_along_axis(scores, kept, scores.max() + rng.choice([15, 100, 1000]), axis=1)
+    elif kind == 1:  # and one that is certain of something else
+        np.put_along_axis(scores, rng.integers(0, classes, size=(shape[0], 1, *shape[2:])), 1e4, axis=1)
+    elif kind == 2:
+        scores[rng.random(shape) < 0.1] = -1e4
+    elif kind == 3 and not options["label_smoothing"] and options["empty"] == "ignore":
+        masked = rng.random(shape) < 0.2
+        np.put_along_axis(masked, kept, False, axis=1)
+        scores[masked] = -np.inf
+    weight = rng.random((shape[0], *shape[2:])) * (rng.random() < 0.9) if rng.random() < 0.3 else None
+    return scores.astype(np.float32), labels.astype(np.float32), weight, options
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_the_options_the_kernels_equal_the_numpy_path(calls, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(30):
+        scores, labels, weight, options = any_case(rng)
+        before = scores.copy(), labels.copy()
+        case = f"{scores.shape}, labels {labels.shape}, weights {weight is not None}, {options}"
+        (loss, gradient), (fast_loss, fast_gradient) = both(scores, labels, weight, **options)
+        assert fast_loss == pytest.approx(loss, rel=1e-6, abs=1e-40), case
+        largest = np.abs(gradient).max(initial=0)
+        assert np.abs(fast_gradient - gradient).max(initial=0) <= 2e-7 * largest + 1e-40, case
+        p, fast_p = probabilities(scores, labels, **options)
+        np.testing.assert_allclose(fast_p, p, rtol=0, atol=2e-7, err_msg=case)
+        assert (scores == before[0]).all()
+        assert (labels == before[1]).all()
+    assert None not in calls
+    assert {"softmax_rows", "softmax_maps"} <= set(calls)
+
+
 # The quick way of rows, in float32
 
 
@@ -345,7 +412,7 @@ def test_the_logarithm_keeps_the_digits_of_small_losses():
 
 def probabilities(scores, labels, **options):
     """The probabilities by NumPy and by the kernels."""
-    loss = SoftmaxLoss(SoftmaxOptions(**options), scores, labels, None)
+    loss = SoftmaxLoss(SoftmaxOptions.make(options), scores, labels, None)
     probs = [np.full(scores.shape, np.nan, np.float32) for _ in range(2)]
     loss.by_blocks(scores, labels, None, None, probs[0], 1.0)
     assert loss.kernel(scores, labels, None, None, probs[1], 1.0) is not None
@@ -439,7 +506,7 @@ def test_exp_is_right_far_out_and_exact_at_zero():
 
 @njit
 def exponentials_32(scores):
-    return np.array([arithmetic.exp_32(score, np.int32(0)) for score in scores])
+    return np.array([arithmetic.exp_32(score, np.float32(0)) for score in scores])
 
 
 def test_exp_in_float32_is_within_two_ulp_and_exact_at_zero():
