@@ -149,7 +149,7 @@ def any_case(rng):
     """Scores, labels, sample weights and options at random, all of which the kernels take."""
     classes = int(rng.choice([1, 2, 5, 9, 21, 70]))
     shape = (*(int(rng.integers(1, 80)), classes), *[(), (), (1,), (3, 4), (7, 9)][rng.integers(5)])
-    while np.prod(shape) > 4000:
+    while np.prod(shape) > 5000:
         shape = (max(1, shape[0] // 2), *shape[1:])
     scores = rng.normal(scale=10 ** rng.uniform(-3, 1), size=shape)
     index = rng.integers(0, classes, size=(shape[0], int(rng.choice([1, 1, 1, 3])), *shape[2:]))
@@ -199,8 +199,9 @@ def test_whatever_the_options_the_kernels_equal_the_numpy_path(calls, seed):
         case = f"{scores.shape}, labels {labels.shape}, weights {weight is not None}, {options}"
         (loss, gradient), (fast_loss, fast_gradient) = both(scores, labels, weight, **options)
         assert fast_loss == pytest.approx(loss, rel=1e-6, abs=1e-40), case
-        largest = np.abs(gradient).max(initial=0)
-        assert np.abs(fast_gradient - gradient).max(initial=0) <= 2e-7 * largest + 1e-40, case
+        largest = np.abs(gradient).max()
+        rounding = 1e-40 if largest > 0 else 1e-15  # of float64, where one class is left and p and t cancel
+        assert np.abs(fast_gradient - gradient).max() <= 2e-7 * largest + rounding, case
         p, fast_p = probabilities(scores, labels, **options)
         np.testing.assert_allclose(fast_p, p, rtol=0, atol=2e-7, err_msg=case)
         assert (scores == before[0]).all()
