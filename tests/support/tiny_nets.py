@@ -130,6 +130,14 @@ def listing(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def read_net(text):
+    """A NetParameter of this prototxt."""
+    from caffe.proto import caffe_pb2
+    from google.protobuf import text_format
+
+    return text_format.Parse(text, caffe_pb2.NetParameter())
+
+
 def weights_of(path):
     """The parameters in a .caffemodel as one dict of arrays."""
     from caffe.proto import caffe_pb2

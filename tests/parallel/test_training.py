@@ -1,0 +1,373 @@
+"""Ranks train as one process with the batch of all; what they read, how they go on, and how a run of ranks fails."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import caffe
+import mpi4py  # noqa: F401, without which there are no ranks
+import numpy as np
+import pytest
+from support.ranks import MPIEXEC, finish, start_ranks
+from support.tiny_nets import (
+    CLASSES,
+    OURS,
+    hdf5_layer,
+    inner_product,
+    listing,
+    make_labels,
+    read_net,
+    rows_of,
+    run_command,
+    same_weights,
+    wait_for,
+    weights_of,
+    write_hdf5,
+    write_lmdb,
+)
+
+from multilabel_softmax_loss.commands.sharing import Shuffles, share_lists
+from multilabel_softmax_loss.commands.train import train
+from multilabel_softmax_loss.parallel.ranks import ranks
+
+KILLS = int(os.environ.get("RANK_KILLS", "2"))  # `make kill-test` makes it 10
+SAMPLES = 200
+WHOLE = 32  # samples per iteration, of all ranks
+ITERATIONS = 50
+FAST = {"OMP_NUM_THREADS": "1", "MULTILABEL_SOFTMAX_LOSS_KERNELS": "numpy"}
+SIGMOID = OURS.replace("MultilabelSoftmaxLossLayer", "MultilabelSigmoidLossLayer")
+WEIGHTED = OURS.replace('bottom: "label"', 'bottom: "label" bottom: "weight"')
+SGD = 'type: "SGD" momentum: 0.9 base_lr: 0.05'
+ADAM = 'type: "Adam" momentum: 0.9 momentum2: 0.999 base_lr: 0.002'
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A set whose labels are spread unevenly over the ranks: of each even sample, and of whole stretches, none."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.RandomState(0)
+    x, y = make_labels(rng, SAMPLES)
+    y[60:100] = 0
+    y[np.arange(0, SAMPLES, 2)[rng.rand(SAMPLES // 2) < 0.7]] = 0
+    weight = np.where(np.arange(SAMPLES) % 2, 30.0, 0.1)[:, None] * rng.rand(SAMPLES, 1)
+    write_hdf5(folder / "train", data=x, label=y, weight=weight.astype(np.float32))
+    write_hdf5(folder / "test", data=x[:70], label=y[100:170])
+    write_lmdb(folder / "data", x)
+    write_lmdb(folder / "label", y)
+    return folder
+
+
+def write_run(folder, data, batch, loss=OURS % "", solver=SGD, source="hdf5", shuffle=False, test=False):
+    """A net and a solver in `folder`; the name of the solver."""
+    folder.mkdir(exist_ok=True)
+    if source == "lmdb":
+        net = "".join(
+            f'layer {{ name: "{top}" type: "Data" top: "{top}"\n'
+            f'  data_param {{ source: "{data / top}" batch_size: {batch} backend: LMDB }} }}\n'
+            for top in ("data", "label")
+        )
+    else:
+        tops = ("data", "label", "weight") if "weight" in loss else ("data", "label")
+        net = hdf5_layer(data / "train.txt", "TRAIN", batch, shuffle, tops)
+    if test:
+        net += hdf5_layer(data / "test.txt", "TEST", 10)
+    net += inner_product("hidden", "data", 8) + 'layer { name: "t" type: "TanH" bottom: "hidden" top: "hidden" }\n'
+    net += inner_product("scores", "hidden", CLASSES) + loss
+    (folder / "net.prototxt").write_text(net)
+    rest = f'lr_policy: "fixed" max_iter: {ITERATIONS} snapshot: 10 random_seed: 3'
+    tests = "test_iter: 7 test_interval: 20" if test else ""
+    path = folder / "solver.prototxt"
+    path.write_text(f'net: "{folder}/net.prototxt" {solver} {rest} {tests}\n')
+    return str(path)
+
+
+def start_training(size, solver, out, *words, folder=None, **environment):
+    command = ["-m", "multilabel_softmax_loss", "train", solver, "--out", out, *words]
+    return start_ranks(size, *command, folder=folder or Path(solver).parent, **{**FAST, **environment})
+
+
+def train_ranks(size, solver, out, *words, **keywords):
+    return finish(start_training(size, solver, out, *words, **keywords))
+
+
+def last(folder):
+    return Path(folder) / f"solver_iter_{ITERATIONS}.caffemodel"
+
+
+def distance(one, other):
+    """The relative difference of all weights."""
+    one, other = (np.concatenate([w.ravel() for w in weights_of(last(f)).values()]) for f in (one, other))
+    return np.linalg.norm(one - other) / np.linalg.norm(one)
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+    """One process with the whole batch, and its test."""
+    folder = tmp_path_factory.mktemp("one")
+    train(write_run(folder, data, WHOLE, test=True), out=str(folder / "run"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """The same on two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    solver = write_run(folder, data, WHOLE // 2, test=True)
+    status, output, errors = train_ranks(2, solver, folder / "run")
+    assert (status, errors) == (0, "")
+    assert output.startswith(f"2 ranks x 16 = {WHOLE} samples per iteration; base_lr is as the solver says.\n")
+    assert output.count("Finished") == 1
+    return folder
+
+
+def test_two_ranks_train_as_one_process_with_the_whole_batch(one, two):
+    assert distance(one / "run", two / "run") < 1e-6
+
+
+def test_two_ranks_record_what_one_process_does(one, two):
+    mine, theirs = (rows_of(folder / "run", "seconds") for folder in (one, two))
+    assert len(mine) == len(theirs) == ITERATIONS + 1
+    assert [row["test_mAP"] for row in mine] == [row["test_mAP"] for row in theirs]
+    for row, other in zip(mine[:-1], theirs):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=2e-6)
+    assert set(listing(two / "run")) == set(listing(one / "run"))
+
+
+@pytest.mark.parametrize(
+    "size, options",
+    [
+        pytest.param(4, dict(loss=SIGMOID % '{"normalization": "VALID"}', solver=ADAM, source="lmdb"), id="4, sigmoid"),
+        pytest.param(2, dict(loss=WEIGHTED % "", solver=f"{ADAM} iter_size: 2"), id="weights of samples, iter_size"),
+        pytest.param(2, dict(loss=OURS % '{"normalization": "NONE"}', solver=SGD.replace("05", "002")), id="NONE"),
+    ],
+)
+def test_ranks_train_as_one_process(size, options, data, tmp_path):
+    parts = size * (2 if "iter_size" in options["solver"] else 1)
+    whole = dict(options, solver=options["solver"].replace("iter_size: 2", ""))
+    train(write_run(tmp_path / "one", data, WHOLE, **whole), out=str(tmp_path / "one" / "run"))
+    solver = write_run(tmp_path / "ranks", data, WHOLE // parts, **options)
+    status, _, errors = train_ranks(size, solver, tmp_path / "ranks" / "run")
+    assert (status, errors) == (0, "")
+    assert distance(tmp_path / "one" / "run", tmp_path / "ranks" / "run") < 1e-6
+
+
+@pytest.mark.parametrize("loss", [OURS % "", SIGMOID % '{"normalization": "VALID"}', WEIGHTED % ""])
+def test_an_iteration_of_several_batches_is_one_large_batch(loss, data, tmp_path):
+    for name, batch, solver in (("one", WHOLE, SGD), ("parts", WHOLE // 4, f"{SGD} iter_size: 4")):
+        train(write_run(tmp_path / name, data, batch, loss, solver), out=str(tmp_path / name / "run"))
+    assert distance(tmp_path / "one" / "run", tmp_path / "parts" / "run") < 1e-6
+    losses = [[float(row["loss"]) for row in rows_of(tmp_path / name / "run")] for name in ("one", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)
+
+
+def test_several_losses_stay_a_mean_of_means_and_it_is_said(data, tmp_path, capsys):
+    second = (OURS % "").replace('"loss"', '"second"').replace("loss_weight: 1", "loss_weight: 0.5")
+    solver = write_run(tmp_path, data, WHOLE // 4, OURS % "" + second, f"{SGD} iter_size: 4")
+    train(solver, out=str(tmp_path / "run"))
+    assert capsys.readouterr().err.count("each batch is divided by what counts in it, as Caffe does") == 1
+
+
+# What ranks read
+
+
+def rank_reads(rank, size, layer, passes, monkeypatch, folder):
+    """The samples that a rank of several reads, batch by batch."""
+    monkeypatch.setattr(ranks, "rank", rank)
+    monkeypatch.setattr(ranks, "size", size)
+    caffe.set_solver_count(size)
+    caffe.set_solver_rank(rank)
+    caffe.set_multiprocess(size > 1)
+    try:
+        net = share_lists(read_net(layer), str(folder / f"of{size}_rank{rank}"))
+        path = folder / f"net{rank}.prototxt"
+        path.write_text(str(net))
+        caffe.set_random_seed(1)
+        ctypes.CDLL(None).srand(1)
+        loaded = caffe.Net(str(path), caffe.TRAIN)
+        Shuffles(loaded, net.layer, seed=7)
+        return [loaded.forward()["id"].ravel().astype(int).tolist() for _ in range(passes)]
+    finally:
+        caffe.set_solver_count(1)
+        caffe.set_solver_rank(0)
+        caffe.set_multiprocess(False)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("size, batch, files", [(2, 6, 1), (3, 4, 1), (2, 6, 2)])
+def test_each_sample_of_an_epoch_is_read_once_by_one_rank(size, batch, files, shuffle, tmp_path, monkeypatch):
+    samples = 40
+    for file in range(files):
+        ids = np.arange(file * samples, (file + 1) * samples, dtype=np.float32)[:, None]
+        write_hdf5(tmp_path / str(file), id=ids)
+    (tmp_path / "all.txt").write_text("".join(f"{tmp_path}/{file}.h5\n" for file in range(files)))
+    whole = size * batch
+    passes = 3 * files * samples // whole
+
+    def layer(batch):
+        return hdf5_layer(tmp_path / "all.txt", "TRAIN", batch, shuffle, ["id"])
+
+    reads = [rank_reads(rank, size, layer(batch), passes, monkeypatch, tmp_path) for rank in range(size)]
+    alone = rank_reads(0, 1, layer(whole), passes, monkeypatch, tmp_path)
+    together = [[reads[k % size][p][k // size] for k in range(whole)] for p in range(passes)]
+    assert together == alone
+    order = [sample for batch in together for sample in batch]
+    for epoch in range(len(order) // (files * samples)):
+        seen = order[epoch * files * samples : (epoch + 1) * files * samples]
+        assert sorted(seen) == list(range(files * samples))
+        assert (seen == sorted(seen)) is not shuffle
+
+
+def test_lists_of_images_are_dealt_out_line_by_line(tmp_path, monkeypatch):
+    import cv2
+
+    for k in range(7):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((2, 2, 3), k, np.uint8))
+    (tmp_path / "list.txt").write_text("".join(f"{tmp_path}/{k}.png {k}\n" for k in range(7)))
+
+    def layer(batch):
+        source = f'source: "{tmp_path}/list.txt" batch_size: {batch}'
+        return f'layer {{ name: "i" type: "ImageData" top: "image" top: "id" image_data_param {{ {source} }} }}'
+
+    reads = [rank_reads(rank, 2, layer(2), 7, monkeypatch, tmp_path) for rank in range(2)]
+    alone = rank_reads(0, 1, layer(4), 7, monkeypatch, tmp_path)
+    assert [[reads[k % 2][p][k // 2] for k in range(4)] for p in range(7)] == alone
+
+
+# Going on
+
+
+def test_resuming_on_as_many_ranks_after_a_kill_is_bit_identical(two, data, tmp_path):
+    random = Random(os.environ.get("RANK_KILLS", "0"))
+    solver = write_run(tmp_path, data, WHOLE // 2, test=True)
+    out = tmp_path / "run"
+    for kill in range(KILLS):
+        process = start_training(2, solver, out, *(["--resume"] if kill else []))
+        wait_for_snapshot(out, process)
+        time.sleep(random.random() * 0.3)
+        victims = children_of_ranks(process.pid)
+        if not victims:
+            finish(process)
+            break  # it has come to its end
+        os.kill(random.choice(victims), signal.SIGKILL)
+        status, _, errors = finish(process)
+        assert status in (0, 2)
+        assert status == 0 or errors.count("error:") == 1
+    status, _, errors = train_ranks(2, solver, out, "--resume")
+    assert (status, errors) == (0, "")
+    assert same_weights(last(out), last(two / "run"))
+    assert rows_of(out, "seconds") == rows_of(two / "run", "seconds")
+
+
+def wait_for_snapshot(folder, process):
+    def count():
+        return len(list(Path(folder).glob("*.solverstate")))
+
+    before = count()
+    wait_for(lambda: count() > before or process.poll() is not None, 60)
+
+
+def children_of_ranks(launcher):
+    """The processes that train, below the launcher's proxy and the hubs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        parents[int(path.parent.name)] = int(words[1])
+    level = [launcher]
+    for _ in range(3):
+        level = [pid for pid, parent in parents.items() if parent in level]
+    return sorted(level)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_and_the_same_samples(one, two, data, tmp_path):
+    shorter = tmp_path / "run"
+    shorter.mkdir()
+    for path in (two / "run").iterdir():
+        if "_iter_" not in path.name or "_iter_30." in path.name:
+            (shorter / path.name).write_bytes(path.read_bytes())
+    train(write_run(tmp_path, data, WHOLE, test=True), out=str(shorter), resume=True)
+    assert distance(one / "run", shorter) < 1e-6
+
+
+def test_other_samples_per_iteration_are_refused(two, data, tmp_path):
+    solver = write_run(tmp_path, data, WHOLE, test=True)
+    status, _, errors = train_ranks(2, solver, two / "run", "--resume")
+    assert status == 2
+    assert "the run had 2 ranks x 16 = 32 samples per iteration, and now has 2 ranks x 32 = 64 samples" in errors
+    assert "--weights solver_iter_50.caffemodel" in errors
+
+
+# Faults
+
+
+def test_a_bad_label_of_one_rank_ends_all_with_its_words(data, tmp_path):
+    x, y = make_labels(np.random.RandomState(0), SAMPLES)
+    y[101] = np.nan  # of rank 1
+    write_hdf5(tmp_path / "train", data=x, label=y)
+    solver = write_run(tmp_path / "run", tmp_path, 16)
+    begun = time.monotonic()
+    status, _, errors = train_ranks(2, solver, tmp_path / "out")
+    assert status == 2
+    assert errors.startswith("python -m multilabel_softmax_loss train: error: rank 1: iteration 3: ")
+    assert errors.count("error:") == 1
+    assert time.monotonic() - begun < 60
+
+
+def test_ranks_that_differ_are_refused(data, tmp_path):
+    """Each rank works in a folder of its own, with temporary files of its own: nothing is common but the launcher."""
+    for rank in range(2):
+        folder = tmp_path / str(rank)
+        write_run(folder, data, 16, solver=SGD.replace("05", "04") if rank else SGD)
+        text = (folder / "solver.prototxt").read_text().replace(f"{folder}/", "")
+        (folder / "solver.prototxt").write_text(text)
+        (folder / "tmp").mkdir()
+    status, _, errors = train_apart(tmp_path)
+    assert status == 2
+    assert errors.startswith("python -m multilabel_softmax_loss train: error: solver.prototxt: rank 0 has CRC ")
+    (tmp_path / "1" / "solver.prototxt").write_bytes((tmp_path / "0" / "solver.prototxt").read_bytes())
+    (tmp_path / "1" / "net.prototxt").unlink()
+    status, _, errors = train_apart(tmp_path)
+    assert (status, errors.count("error: rank 1: net.prototxt")) == (2, 1)
+    (tmp_path / "1" / "net.prototxt").write_bytes((tmp_path / "0" / "net.prototxt").read_bytes())
+    status, _, errors = train_apart(tmp_path)
+    assert (status, errors) == (0, "")
+    assert last(tmp_path / "0" / "run").exists()
+    assert not (tmp_path / "1" / "run").exists()
+
+
+def train_apart(folder):
+    """A training on two ranks, each in its own folder below this one."""
+    enter = 'cd "$PMI_RANK" && TMPDIR="$PWD/tmp" exec "$@"'
+    command = [MPIEXEC, "-n", "2", "sh", "-c", enter, "sh", sys.executable, "-m", "multilabel_softmax_loss"]
+    return finish(
+        subprocess.Popen(
+            [*command, "train", "solver.prototxt", "--out", "run"],
+            cwd=folder,
+            env={**os.environ, **FAST},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    )
+
+
+def test_more_samples_per_iteration_than_there_are_is_refused(data, tmp_path):
+    solver = write_run(tmp_path, data, 150)
+    status, _, errors = train_ranks(2, solver, tmp_path / "run")
+    assert status == 2
+    assert "has 200 samples; expected at least 2 ranks x 150 = 300, the samples of one iteration" in errors
+    assert errors.count("error:") == 1
+
+
+def test_evaluate_on_ranks_says_what_one_process_says(one):
+    words = ["evaluate", one / "net.prototxt", last(one / "run")]
+    alone = run_command(*words, folder=one, check=0)
+    shared = finish(start_ranks(2, "-m", "multilabel_softmax_loss", *words, folder=one, **FAST))
+    assert shared == (0, alone.stdout, alone.stderr)
