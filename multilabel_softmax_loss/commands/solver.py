@@ -137,6 +137,8 @@ class SeededSolver:
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
         self.is_late = file.param.iter_size > 1 and sum(map(bool, self.net.blob_loss_weights.values())) == 1
+        if ranks.size > 1:
+            say(f"{tell_samples(ranks.size, self.batch_sizes)} per iteration; base_lr is as the solver says.")
         if ranks.size > 1 or self.is_late:
             self.caffe_solver.add_callback(lambda: None, self.share_gradients)
 
@@ -181,8 +183,6 @@ class SeededSolver:
     def share_weights(self) -> None:
         """Have all ranks begin with the weights of rank 0."""
         self.weights.give_out("data", "the weights to begin with")
-        if ranks.size > 1:
-            say(f"{tell_samples(ranks.size, self.batch_sizes)} per iteration; base_lr is as the solver says.")
 
     def check_same_weights(self) -> None:
         """Raise a UsageError unless all ranks have come to the same weights, bit for bit."""

@@ -72,7 +72,7 @@ def write_run(folder, data, batch, loss=OURS % "", solver=SGD, source="hdf5", sh
             for top in ("data", "label")
         )
     else:
-        tops = ("data", "label", "weight") if "weight" in loss else ("data", "label")
+        tops = ("data", "label", "weight") if 'bottom: "weight"' in loss else ("data", "label")
         net = hdf5_layer(data / "train.txt", "TRAIN", batch, shuffle, tops)
     if test:
         net += hdf5_layer(data / "test.txt", "TEST", 10)
