@@ -6,13 +6,16 @@ TORCH_PYTHON ?=
 # As many processes as there are cores, but no more than 4; each takes half a gigabyte.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help train tags test attack kill-test test-all fuzz bench zoo snippets docs dist environment clean
+.PHONY: help train train-mpi tags test attack kill-test test-all fuzz bench zoo snippets docs dist environment clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 train: environment  ## train the digits example in Caffe and draw its pictures
 	.venv/bin/python examples/digits/solve.py
+
+train-mpi: environment  ## the same on two ranks, by MPI
+	.venv/bin/python examples/distributed/train_digits.py
 
 tags: environment   ## the tutorial for one's own images: convert, train, evaluate, deploy, predict
 	examples/tags/run.sh
@@ -23,8 +26,9 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/mypy
 	.venv/bin/python $(PYTEST)
 
-kill-test: environment  ## resuming after 20 kills at random moments, where `make test` tries 5
+kill-test: environment  ## resuming after 20 kills at random moments, and 10 of ranks, where `make test` tries 5 and 2
 	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_convert.py -k random_moments
+	RANK_KILLS=10 .venv/bin/python -m pytest -q tests/parallel/test_training.py -k after_a_kill
 
 attack: environment  ## ten minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
 	KILLS=60 FLIPS=20000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \

@@ -78,7 +78,9 @@ class TestNet:
                 if not np.isfinite(scores).all():
                     raise NotFiniteError(f"the TEST net's {self.head.scores!r} is not finite.")
                 rows[-1] = (rows[-1][0], *self.head.rows(scores, net.blobs[self.head.labels].data))
-        figures = self.figures(in_turn(ranks.collect(rows, f"the test at iteration {self.solver.iteration}")))
+        parts = ranks.collect(rows, f"the test at iteration {self.solver.iteration}")
+        ranks.busy("the figures of a test")
+        figures = self.figures(in_turn(parts))
         return ranks.share(figures, "the figures of a test")
 
     def figures(self, rows: List[Any]) -> Optional[Dict[str, float]]:

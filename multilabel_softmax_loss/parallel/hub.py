@@ -14,7 +14,7 @@ from typing import Any, Dict, NamedTuple, Optional
 import numpy as np
 
 from .launcher import environment_of_child
-from .meeting import END, GRACE, STEP, Ended, Fault, Meeting
+from .meeting import BUSY, END, GRACE, STEP, Ended, Fault, Meeting
 
 TICK = 0.05  # seconds between two looks at what other ranks tell, while the child works
 
@@ -60,7 +60,8 @@ class Hub(Meeting):
                 if connection.poll(TICK):
                     request = connection.recv()
                     connection.send(self.do(request))
-                    self.doing, self.begun = f"is at work since {request.name}", time.monotonic()
+                    self.doing = f"{BUSY if request.do == 'busy' else 'is at work'} since {request.name}"
+                    self.begun = time.monotonic()
                 elif process.poll() is not None:
                     return None
                 ended = self.listen(f"{self.doing}, {time.monotonic() - self.begun:.0f} s ago")
@@ -76,6 +77,8 @@ class Hub(Meeting):
         do, name, value = request
         if do == "tell":
             return self.words.append(value)
+        if do == "busy":
+            return None
         if do == "agree":
             self.agreed = True
             return None

@@ -22,6 +22,8 @@ from .launcher import PATIENCE, cores, import_mpi, patience
 NUMBERS = 8  # that a header has room for
 STEP, END = 0, 1  # kinds of header
 FAULT, ASK, ANSWER = 11, 12, 13  # tags of what ranks tell each other besides
+BUSY = "is busy for all"  # how a rank is whose work the others have to wait for
+LONGER = 10  # times PATIENCE for such work, and for the end
 GRACE = 3.0  # seconds for an answer
 NOBODY = -1
 
@@ -90,7 +92,7 @@ class Meeting:
         sent[:2] = kind, zlib.crc32(name.encode())
         sent[2 : 2 + len(numbers)] = numbers
         got = np.empty((self.size, 2 + NUMBERS))
-        self.wait(self.comm.Iallgather(sent, got), name, self.patience * (10 if kind == END else 1))
+        self.wait(self.comm.Iallgather(sent, got), name, self.patience * (LONGER if kind == END else 1))
         if (got[:, 0] == END).any():
             raise Ended(*self.verdict(got))
         if (got[:, 1] != got[0, 1]).any():
@@ -120,7 +122,7 @@ class Meeting:
         for _ in range(100):
             if request.Test():
                 return
-        pause, waited, last = 2e-5, 0.0, time.monotonic()
+        pause, waited, last, longest = 2e-5, 0.0, time.monotonic(), patience
         while not request.Test():
             time.sleep(pause)
             pause = min(1.2 * pause, 2e-3)
@@ -131,7 +133,7 @@ class Meeting:
                 self.tell_fault(2, self.rank)
             if waited > patience:
                 self.ask(request, name, waited)
-                waited = 0.0
+                patience += longest
 
     def finish_large(self, request: Any, name: str) -> None:
         """Wait for a step to end to which all ranks have come; they do nothing else until it does."""
@@ -179,8 +181,9 @@ class Meeting:
             time.sleep(1e-3)
         missing = [other for other in others if self.answers.get(other) != state]
         waiting = [other for other in others if other not in missing]
-        if not missing or min([*waiting, self.rank]) != self.rank:
-            return  # another rank speaks
+        is_busy = all(self.answers.get(other, "").startswith(BUSY) for other in missing)
+        if not missing or min([*waiting, self.rank]) != self.rank or (is_busy and waited < LONGER * self.patience):
+            return  # another rank speaks, or there is nothing to say yet
         text = "; ".join(f"rank {other} {self.answers.get(other, 'does not answer')}" for other in missing)
         self.words = [f"no answer at {name} for {waited:.0f} s: {text}. All ranks end. ({PATIENCE} sets the seconds.)"]
         self.tell_fault(2, self.rank)

@@ -83,6 +83,11 @@ class Ranks:
         if self.size > 1:
             self.request("broadcast", name, (np.dtype(dtype).str, offset, count))
 
+    def busy(self, name: str) -> None:
+        """Say that this rank is now at work that the others have to wait for, and for longer than usual."""
+        if self.size > 1:
+            self.request("busy", name)
+
     def tell(self, text: str) -> bool:
         """Whether the hub takes the reason why this process ends, to be told if this rank is the one at fault."""
         if self.size > 1:
