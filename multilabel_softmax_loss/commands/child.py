@@ -84,7 +84,7 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
             process.wait()  # with the pipe open: its end tells the child that this process is gone
         status = process.wait()
         told = os.path.exists(os.path.join(folder, STATUS))
-        died = not told and not asked and ended is None
+        died = not told and not asked and (ended is None or (hub is not None and hub.is_blamed(ended)))
         words = last_words(log, status) if died else ""
         if not told:
             status = 130 if asked else 2

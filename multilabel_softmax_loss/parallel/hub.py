@@ -73,6 +73,10 @@ class Hub(Meeting):
             process.kill()
             return ended
 
+    def is_blamed(self, ended: Ended) -> bool:
+        """Whether all end as the child here did, of which the others knew first."""
+        return ended.speaker == self.rank and not self.words
+
     def do(self, request: Request) -> Any:
         do, name, value = request
         if do == "tell":
