@@ -185,7 +185,7 @@ class SeededSolver:
         self.weights.give_out("data", "the weights to begin with")
 
     def check_same_weights(self) -> None:
-        """Raise a UsageError unless all ranks have come to the same weights, bit for bit."""
+        """Raise a UsageError unless all ranks have come to the same weights, bit for bit; before a snapshot."""
         sums = ranks.gather([self.weights.checksum("data")], f"the weights of iteration {self.iteration}")[:, 0]
         other = next((rank for rank in range(ranks.size) if sums[rank] != sums[0]), None)
         if other is not None:
@@ -194,6 +194,7 @@ class SeededSolver:
                 f"iteration {self.iteration}: rank {other} has come to other weights than rank 0; expected the "
                 "same bits. Processors of different kinds round differently: give the ranks nodes of one kind."
             )
+        ranks.busy(f"the snapshot of iteration {self.iteration}")
 
     def step(self) -> Dict[str, float]:
         """Make one iteration; its losses by name, those of all iter_size batches and of all ranks."""

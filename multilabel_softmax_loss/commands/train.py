@@ -347,7 +347,6 @@ class Training:
             text = f"iteration {self.solver.iteration}: the weights of layer {layer!r} are not finite. Lower base_lr."
             raise Diverged(self.last_good(text))
         self.folder.check_there()
-        ranks.busy(f"the snapshot of iteration {self.solver.iteration}")
         self.history.flush()
         record: Dict[str, Any] = {
             "seed": self.solver.seed,
