@@ -128,6 +128,19 @@ def test_the_version_tells_how_the_losses_are_computed(environment):
     assert python(code, **environment).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    "environment, shown",
+    [
+        ({"OMP_NUM_THREADS": "3"}, "3, as OMP_NUM_THREADS says, on "),
+        ({"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "5"}, "5, as NUMBA_NUM_THREADS says, on "),
+        ({"OMP_NUM_THREADS": "many"}, "{}, one for each core".format(len(os.sched_getaffinity(0)))),
+    ],
+)
+def test_the_version_tells_the_threads_of_the_kernels(environment, shown):
+    code = "from multilabel_softmax_loss.commands.version import threads; print(threads())"
+    assert python(code, **environment).startswith(shown)
+
+
 def test_the_console_script_is_the_module(tmp_path):
     script = Path(sys.executable).with_name("multilabel-softmax-loss")
     for arguments in (["--version"], ["snippet", "softmax_loss"], ["snippet", "no"]):

@@ -51,8 +51,10 @@ def kernels_line() -> str:
 
 def threads() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS")
-    return f"{cores}, one for each core" if wanted is None else f"{wanted}, as OMP_NUM_THREADS says, on {cores} cores"
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return f"{os.environ[name]}, as {name} says, on {cores} cores"
+    return f"{cores}, one for each core"
 
 
 def version_of(module: str) -> Optional[str]:
