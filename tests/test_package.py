@@ -133,7 +133,7 @@ def test_the_version_tells_how_the_losses_are_computed(environment):
     [
         ({"OMP_NUM_THREADS": "3"}, "3, as OMP_NUM_THREADS says, on "),
         ({"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "5"}, "5, as NUMBA_NUM_THREADS says, on "),
-        ({"OMP_NUM_THREADS": "many"}, "{}, one for each core".format(len(os.sched_getaffinity(0)))),
+        ({"OMP_NUM_THREADS": "many"}, f"{len(os.sched_getaffinity(0))}, one for each core"),
     ],
 )
 def test_the_version_tells_the_threads_of_the_kernels(environment, shown):
