@@ -1,0 +1,36 @@
+"""The example for one's own images, run as a reader would run it, on few of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import caffe  # noqa: F401  as the commands need it
+
+TAGS = Path(__file__).resolve().parent.parent.parent / "examples" / "tags"
+
+
+def test_the_script_goes_the_whole_way(tmp_path):
+    process = subprocess.run(
+        ["bash", str(TAGS / "run.sh"), str(tmp_path / "output"), "80"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    output = tmp_path / "output"
+    report = json.loads((output / "tags" / "report.json").read_text())
+    reasons = {Path(path).stem[-3:]: reason for bad in report["bad_images"].values() for path, reason in bad.items()}
+    assert {number: reason.split(":")[0] for number, reason in reasons.items()} == {
+        "003": "cut",
+        "005": "corrupted",
+        "007": "missing",
+    }
+    for name in ("tags/run/best.caffemodel", "tags/deploy.prototxt", "checked/run/preprocessing.json"):
+        assert (output / name).is_file()
+    written = (TAGS / "README.md").read_text()
+    for line in (TAGS / "run.sh").read_text().splitlines():
+        if line.startswith("step convert"):
+            assert line.split("step ")[1].split(" --max-bad")[0] in written
+    assert "Traceback" not in process.stdout + process.stderr
