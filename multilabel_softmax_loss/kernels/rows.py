@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, signs_of, sum_of
-from .compiling import compiled, inlined, use_wide_vectors
+from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, sum_of
+from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import list_labels, spread, target_terms
 
 FEW = 8  # a row with at most one label among so many classes is treated in float32, its labels apart
@@ -126,7 +126,7 @@ def quick_row(
     return 0.0, 0.0, 1
 
 
-@inlined
+@summing
 def full_row(
     scores, labels, class_weight, ignoring, ignore_label, normalization, smoothing, empty, weight, factor, exps,
     gradient, probs,
@@ -140,8 +140,7 @@ def full_row(
         high = max(high, LOWEST_RANK if ignoring and labels[k] == ignore_label else number)
     peak = np.float64(of_rank(high))
     peak = 0.0 if peak == -np.inf else peak
-    signs = np.int32(0)
-    rest = ties = total = positives = known = weighted = weighted_known = dot = score_dot = 0.0
+    bad = rest = ties = total = positives = known = weighted = weighted_known = dot = score_dot = 0.0
     for k in range(classes):
         z = np.float64(scores[k]) - peak
         y = labels[k]
@@ -153,7 +152,7 @@ def full_row(
         exps[k] = e
         ties += 1.0 if e == 1.0 else 0.0
         rest += 0.0 if e == 1.0 else e
-        signs = signs_of(signs, y)
+        bad += 0.0 if y >= ZERO else 1.0
         known += there
         total += y
         positives += 1.0 if y != 0 else 0.0
@@ -161,7 +160,7 @@ def full_row(
         weighted_known += w * there
         dot += w * y * z if w * y != 0 else 0.0
         score_dot += w * z if w * there != 0 else 0.0
-    if not (signs >= 0 and total < np.inf) or (empty == 2 and known > 0 and not total > 0):
+    if not (bad == 0 and total < np.inf) or (empty == 2 and known > 0 and not total > 0):
         return 0.0, 0.0, False
     scale, background, mass, counted = target_terms(
         total, positives, known, weighted, weighted_known, normalization, smoothing, empty
