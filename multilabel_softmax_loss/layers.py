@@ -47,11 +47,15 @@ class Written(NamedTuple):
     divisor: float
     probes: bytes
 
-    def serves(self, diff: np.ndarray, stride: int, loss_weight: float) -> bool:
-        """Whether it is still there, and near enough to what it shall be to be scaled; entries of 0 prove nothing."""
+    def is_near(self, loss_weight: float) -> bool:
+        """Whether it is near enough to what it shall be to be scaled."""
         step = abs(loss_weight) / self.divisor if self.divisor else abs(self.factor)
-        is_near = NEAR * step < abs(self.factor) < step / NEAR
-        return is_near and any(self.probes) and diff.reshape(-1)[::stride].tobytes() == self.probes
+        return NEAR * step < abs(self.factor) < step / NEAR
+
+    def serves(self, diff: np.ndarray, stride: int, loss_weight: float) -> bool:
+        """Whether it is still there, and may be scaled; entries of 0 prove nothing."""
+        is_there = any(self.probes) and diff.reshape(-1)[::stride].tobytes() == self.probes
+        return is_there and self.is_near(loss_weight)
 
     def finish(self, diff: np.ndarray, loss_weight: float) -> None:
         """Scale what is in `diff` to loss_weight over the divisor, unless it is so already."""
@@ -131,15 +135,22 @@ class MultilabelLossLayer(caffe.Layer):
             written = self.written
             if written is None or not written.serves(diff, self.stride, loss_weight):
                 self.reshape(bottom, top)  # Caffe asks for it before a forward only; other shapes forget `written`
-                factor = loss_weight / self.expected_divisor
-                mean = self.run(bottom, diff, None, factor)
-                divisor = self.written.divisor if self.written else mean.divisor * mean.weight_scale
-                written = Written(factor, divisor, b"")
+                written = self.write_anew(bottom, diff, loss_weight, self.written.divisor if self.written else None)
             written.finish(diff, loss_weight)
             self.written = None  # the layers before this one may work in place
         for k in range(1, len(bottom)):
             if propagate_down[k] and bottom[k].count:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
+
+    def write_anew(self, bottom: Any, diff: np.ndarray, loss_weight: float, divisor: Optional[float]) -> Written:
+        """The gradient of the bottoms' data in `diff`; with the divisor, if it is known, at once."""
+        factor = loss_weight / (divisor or self.expected_divisor)
+        mean = self.run(bottom, diff, None, factor)
+        if divisor is None:
+            divisor = mean.divisor * mean.weight_scale
+            if divisor and not Written(factor, divisor, b"").is_near(loss_weight):
+                return self.write_anew(bottom, diff, loss_weight, divisor)
+        return Written(factor, divisor, b"")
 
     def share_divisor(self, divisor: float) -> float:
         """What the gradient of this batch is divided by, from what it comes to alone, in units of the sample weights.

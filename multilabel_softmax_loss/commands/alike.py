@@ -50,12 +50,18 @@ def versions() -> Dict[str, str]:
 
 @contextmanager
 def folder_of_rank(folder: RunFolder) -> Iterator[RunFolder]:
-    """The folder of the run for rank 0, and something like it for the others."""
+    """The folder of the run for rank 0, and something like it for the others; locked where it is there.
+
+    The lock may have to be waited for, which Ctrl-C ends as long as nothing else handles it.
+    """
     with ExitStack() as stack:
         if ranks.rank > 0:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_"))
             folder = SilentFolder(folder, place)
         stack.callback(folder.unlock)
+        with ranks.together("the folder of the run"):
+            if os.path.isdir(folder.path):
+                folder.lock()
         yield folder
 
 

@@ -126,9 +126,7 @@ def train(
     check_alike(file, resume=resume, weights=weights, **choices._asdict())
     with folder_of_rank(folder) as folder, stopping() as stop, SnapshotPrefix(folder.prefix) as prefix:
         prepared = prefix.folder("prepared")
-        with ranks.together("the folder of the run"):
-            if os.path.isdir(folder.path):
-                folder.lock()
+        with ranks.together("what the folder of the run holds"):
             unknown: Optional[str] = None
             if not resume:
                 if ranks.rank == 0:

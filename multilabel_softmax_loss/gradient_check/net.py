@@ -98,7 +98,7 @@ def check_net(
     Examples
     --------
     >>> kinds = {"features": "gaussian", "labels": "multihot"}
-    >>> print(check_net("examples/gradient_check/net.prototxt", ["loss"], kinds).status)  # 0: all pass
+    >>> print(check_net("examples/gradient_check/net.prototxt", ["loss"], kinds).status())  # 0: all pass
     0
     """
     check_numbers(tolerance, budget, seed)

@@ -16,9 +16,7 @@ from multilabel_softmax_loss.nets.python_layers import find_class
         ),
         pytest.param("my_layer", "L", "Did you mean 'my_layers'?", id="beside"),
         pytest.param("no_such_thing_at_all", "L", "Install it, or add its folder to PYTHONPATH.", id="nothing near"),
-        pytest.param(
-            "my_layers", "L", "No module named 'jsn'. Install it, or add its folder to PYTHONPATH.", id="needed"
-        ),
+        pytest.param("my_layers", "L", "No module named 'jsn'. 'my_layers' needs it: install it for", id="needed"),
         pytest.param(
             "multilabel_softmax_loss", "MultilabelSoftmaxLoss", "did you mean 'MultilabelSoftmaxLossLayer'?", id="class"
         ),
