@@ -42,6 +42,15 @@ if sys.version_info < (3, 8):
     MAY_BE_MISSING |= {"mpi4py"}
 LEFT_OUT = {}
 
+# Whole runs of commands, of ranks and of the examples: `make test` has them, `make test-all` does without.
+LONG = ("parallel", "test_examples", "test_notebook", "test_image_layer", "test_tags_example", "test_written_nets")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in LONG or item.path.parent.name in LONG:
+            item.add_marker(pytest.mark.long)
+
 
 def pytest_ignore_collect(collection_path):
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
