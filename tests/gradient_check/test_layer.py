@@ -681,5 +681,7 @@ def test_the_command_line_explains_itself(capsys):
         main(["check-gradient", "-h"])
     assert stopped.value.code == 0
     assert "example:" in capsys.readouterr().out
-    assert main([]) == 2
-    assert "\npython -m multilabel_softmax_loss: error: expected a command: train, " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "\npython -m multilabel_softmax_loss: error: expected a command: convert, train, " in capsys.readouterr().err
