@@ -112,6 +112,7 @@ def one_of_together(arguments):
 def interrupted(arguments):
     asked = []
     with handling(lambda number, frame: asked.append(number)):
+        ranks.share("ready", "all are ready")
         say("ready")
         while not ranks.any(asked, "the next iteration"):
             time.sleep(0.01)
