@@ -74,7 +74,7 @@ class MultilabelLossLayer(caffe.Layer):
     """
 
     loss_class: ClassVar[Type[Loss]]
-    tops: ClassVar[tuple] = "1 (the loss) or 2 (the loss, the probabilities)", (1, 2)  # in words, and how many
+    tops: ClassVar[tuple] = ("1 (the loss) or 2 (the loss, the probabilities)", (1, 2))  # in words, and how many
 
     def setup(self, bottom: Any, top: Any) -> None:
         check_count(self, "bottom", len(bottom), "2 (scores, labels) or 3 (scores, labels, sample weights)", (2, 3))
