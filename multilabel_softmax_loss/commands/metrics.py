@@ -41,7 +41,7 @@ def label_ranking(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndar
     if not labelled.any():
         return {"LRAP": float("nan"), "coverage": float("nan")}
     if known is not None:
-        scores = np.where(known, scores, -np.finfo(np.float64).max)  # behind all that is known
+        scores = np.where(known, scores, -2e300)  # behind all that is known, and its sums are finite
     truth, scores = truth[labelled], scores[labelled]
     return {
         "LRAP": float(label_ranking_average_precision_score(truth, scores)),

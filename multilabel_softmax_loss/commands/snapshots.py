@@ -152,10 +152,14 @@ class SnapshotPrefix:
 
     @contextmanager
     def inside(self, folder: str) -> Iterator[None]:
-        with tempfile.TemporaryDirectory(prefix=f".{self.name}{MARK}", dir=folder) as inside:
+        """Have snapshots written into a folder of their own in this one, which may be moved meanwhile."""
+        inside = tempfile.mkdtemp(prefix=f".{self.name}{MARK}", dir=folder)
+        try:
             os.remove(self.link)
             os.symlink(os.path.abspath(inside), self.link)
             yield
+        finally:
+            shutil.rmtree(inside, ignore_errors=True)
 
 
 def check_room(folder: str, net: Any, copies: int = 1) -> None:
