@@ -44,6 +44,7 @@ EXTRAS = {
     "test": [
         "mpich>=4; python_version >= '3.8'",
         "pytest>=7.4",
+        "setuptools>=64",  # newer interpreters have none of their own, and the tests read this file
         "pytest-xdist>=3.5",
         "hypothesis>=6.79",
         "mpmath>=1.3",

@@ -188,7 +188,8 @@ def full_row(
             w = class_weight[best] if len(class_weight) else 1.0
             others = scaled * (weighted - w * labels[best]) + ground * (weighted_known - w)
             gradient[best] = others - share * rest
-    loss = mass * math.log1p(rest + (ties - 1.0)) - scale * dot - (background * score_dot if background != 0 else 0.0)
+    others = rest if ties == 1.0 else rest + (ties - 1.0)  # apart, as a reassociated sum would lose a small rest
+    loss = mass * math.log1p(others) - scale * dot - (background * score_dot if background != 0 else 0.0)
     return weight * loss, weight, True
 
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
@@ -57,7 +58,7 @@ def test_nothing_collides(figures, tmp_path, classes, long):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = []
     for axes in figure.axes:
         legend = axes.get_legend()
@@ -128,6 +129,6 @@ def test_a_run_is_drawn_with_readable_names(figures, tmp_path):
     assert "loss in the test" in left
     assert right == ["mAP in the test", "LRAP in the test", "best mAP in the test: 0.800 at iteration 10"]
     figures[0].canvas.draw()
-    renderer = figures[0].canvas.get_renderer()
+    renderer = FigureCanvasAgg(figures[0]).get_renderer()
     first, second = (axes.get_legend().get_window_extent(renderer) for axes in figures[0].axes)
     assert first.x1 <= second.x0

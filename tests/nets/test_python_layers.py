@@ -17,9 +17,7 @@ from multilabel_softmax_loss.nets.python_layers import find_class
         pytest.param("my_layer", "L", "Did you mean 'my_layers'?", id="beside"),
         pytest.param("no_such_thing_at_all", "L", "Install it, or add its folder to PYTHONPATH.", id="nothing near"),
         pytest.param("my_layers", "L", "No module named 'jsn'. 'my_layers' needs it: install it for", id="needed"),
-        pytest.param(
-            "multilabel_softmax_loss", "MultilabelSoftmaxLoss", "did you mean 'MultilabelSoftmaxLossLayer'?", id="class"
-        ),
+        pytest.param("multilabel_softmax_loss", "SoftmaxOption", "did you mean 'SoftmaxOptions'?", id="class"),
     ],
 )
 def test_a_name_that_is_not_there_is_told_with_the_nearest(tmp_path, monkeypatch, module, layer, message):
