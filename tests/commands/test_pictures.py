@@ -55,10 +55,11 @@ def test_nothing_collides(figures, tmp_path, classes, long):
     draw(report, truth, scores, None, str(tmp_path / "e.png"))
     assert time.process_time() - begin < 3  # it takes one, where nothing else runs
     (figure,) = figures
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.canvas.draw()
-    renderer = FigureCanvasAgg(figure).get_renderer()
+        canvas.draw()
+    renderer = canvas.get_renderer()
     boxes = []
     for axes in figure.axes:
         legend = axes.get_legend()
