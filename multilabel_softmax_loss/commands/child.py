@@ -58,12 +58,14 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
     Where this is one of several ranks, `hub` does what the child asks of the others, and the status is that of all.
     """
     asked: List[float] = []
+    process: Any = None
 
     def forward(number: int, frame: Any) -> None:
         asked.append(time.monotonic())
         again = asked[-1] - asked[0] > AGAIN
         with suppress(ProcessLookupError):  # it has ended this moment
-            process.send_signal(signal.SIGKILL if again else number)
+            if process is not None:  # a signal that came before all were blocked is handled only now
+                process.send_signal(signal.SIGKILL if again else number)
 
     with ExitStack() as stack:
         with blocked():  # in the child too, until it can handle them
@@ -76,6 +78,8 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
             options["env"] = child_environment(hub.environment() if hub else os.environ)
             process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading, **options)
         os.close(reading)
+        if asked:
+            process.send_signal(signal.SIGTERM)
         mask_signals("SIG_UNBLOCK", SIGNALS)
         with suppress(BrokenPipeError), os.fdopen(writing, "wb") as job:
             job.write(pickle.dumps((run.__module__, run.__qualname__, arguments, log, place)))
