@@ -196,8 +196,8 @@ def cores() -> int:
 
 def identity(arguments: Any, plan: Plan) -> Dict[str, Any]:
     """What decides the bytes that are written, to be compared where a conversion is resumed."""
-    names = ("to", "size", "short_side", "gray", "encode", "split", "split_file", "val", "seed", "no_shuffle", "absent")
-    names += ("strict", "sources", "images", "format", "classes")  # type: ignore[assignment]
+    names = ["to", "size", "short_side", "gray", "encode", "split", "split_file", "val", "seed", "no_shuffle", "absent"]
+    names += ["strict", "sources", "images", "format", "classes"]
     order = [(name, rows.tolist()) for name, rows in plan.orders]
     return {
         **{name: getattr(arguments, name) for name in names},
