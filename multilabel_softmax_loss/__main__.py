@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # before what takes time is imported: a command knows better how to end
+from .errors import PROGRAM, UsageError, end_interrupted
+
+# Before what takes time is imported, be it `python -m` or the console script; a command knows better how to end.
+if __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("multilabel-softmax-loss"):
     for asked in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked, lambda number, frame: os._exit(130))
+        signal.signal(asked, lambda number, frame: end_interrupted(" ".join(sys.argv[1:2])))
 
 import argparse
 import importlib
@@ -20,8 +23,7 @@ from typing import Any, List, Optional, Tuple
 
 from .commands.child import join_ranks, run_as_rank, run_in_child, run_reporting
 from .commands.packages import missing_package
-from .commands.terminal import PROGRAM, settle_streams, settle_warnings, tell
-from .errors import UsageError
+from .commands.terminal import settle_streams, settle_warnings, tell
 
 COMMANDS = {
     "convert": (
@@ -93,8 +95,6 @@ def parse(argv: List[str]) -> Tuple[Any, Any]:
 
 def console() -> None:
     """The console script `multilabel-softmax-loss`, and this module as a program."""
-    for asked in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked, lambda number, frame: os._exit(130))
     settle_streams()
     settle_warnings()
     sys.exit(main())

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from typing import Any, Sequence
+from contextlib import suppress
+from typing import Any, Callable, Sequence
+
+PROGRAM = "python -m multilabel_softmax_loss"
 
 
 class UsageError(ValueError):
@@ -47,3 +51,13 @@ def shortlist(names: Any, most: int = 5) -> str:
 def warn(text: str) -> None:
     """Say on the standard error what may be wrong; the work goes on."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def end_interrupted(command: str, end: Callable[[int], Any] = os._exit) -> None:
+    """End a command that is asked to, past all buffers, as a handler of signals runs amid whatever is printed."""
+    with suppress(OSError, ValueError, AttributeError):  # nobody reads it
+        descriptor = sys.stderr.fileno()
+        start = "\n" if os.isatty(descriptor) else ""
+        words = " ".join(filter(None, [PROGRAM, command]))
+        os.write(descriptor, f"{start}{words}: interrupted before there was anything to keep.\n".encode())
+    end(130)

@@ -21,7 +21,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..errors import UsageError
+from ..errors import PROGRAM, UsageError, end_interrupted
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
@@ -29,7 +29,7 @@ from ..parallel.launcher import launched
 from ..parallel.ranks import ranks
 from .packages import missing_package
 from .scratch import scratch_folder
-from .terminal import PROGRAM, settle_streams, tell
+from .terminal import settle_streams, tell
 
 PARALLEL = ("train", "evaluate", "predict")  # what several ranks can do together
 PR_SET_PDEATHSIG = 1
@@ -96,6 +96,8 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
             return hub.end(2 if died else status, ended, f"rank {hub.rank}: {words}" if died else "")
         if died:
             tell(arguments.command, words)
+        elif not told:
+            print(f"{PROGRAM} {arguments.command}: ended at once, as it was asked to twice.", file=sys.stderr)
         return status
 
 
@@ -175,8 +177,9 @@ def child() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its caches is no news
     warnings.formatwarning = partial(format_warning, arguments.command, warnings.formatwarning)
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
+    silent = place is not None and place.rank > 0
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: end(130))
+        signal.signal(number, lambda *_: end(130) if silent else end_interrupted(arguments.command, end))
     mask_signals("SIG_UNBLOCK", SIGNALS)
     if place is not None:
         ranks.join(place)

@@ -9,9 +9,8 @@ import warnings
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Iterator
 
+from ..errors import PROGRAM
 from ..parallel.ranks import ranks
-
-PROGRAM = "python -m multilabel_softmax_loss"
 
 
 class Lasting:

@@ -14,6 +14,8 @@ from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.child import run_reporting
 from multilabel_softmax_loss.commands.scratch import scratch_folder
 
+START = "python -m multilabel_softmax_loss train: error: "
+
 # Ctrl-C as one of the command's processes comes to import a module; "" is the very beginning of that process.
 INTERRUPTING_SITE = """
 import os, signal, sys, time
@@ -41,7 +43,7 @@ if role == os.environ["IN_PROCESS"]:
     "process, module", [("command", "numpy"), ("child", ""), ("child", "numpy"), ("child", "caffe._caffe")]
 )
 @pytest.mark.parametrize("to", ["all", "the command alone"])
-def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, tmp_path_factory, process, module, to):
+def test_ctrl_c_at_the_start_is_told_and_leaves_nothing(tmp_path, tmp_path_factory, process, module, to):
     make_run(tmp_path, max_iter=100000)
     before = listing(tmp_path)
     site = tmp_path_factory.mktemp("site")
@@ -57,7 +59,7 @@ def test_ctrl_c_at_the_start_is_quiet_and_leaves_nothing(tmp_path, tmp_path_fact
         start_new_session=True,
         timeout=600,
     )
-    assert (ended.returncode, ended.stdout) == (130, "")
+    assert (ended.returncode, ended.stdout) == (130, f"{START[:-7]}interrupted before there was anything to keep.\n")
     assert listing(tmp_path) == before
 
 
@@ -162,7 +164,6 @@ def test_what_nobody_foresaw_in_a_layer_is_shown_with_its_place_and_status_2(tmp
 
 TESTS = Path(__file__).resolve().parent.parent
 ENDINGS = [sys.executable, str(TESTS / "support" / "endings.py")]
-START = "python -m multilabel_softmax_loss train: error: "
 
 
 def ending(*words, **options):
@@ -202,11 +203,12 @@ def test_a_keyboard_interrupt_of_a_layer_is_its_own_error():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_any_command_with_status_130(number):
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen([*ENDINGS, "sleep"], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
-    assert process.stdout.readline() == b"here\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([*ENDINGS, "sleep"], env={**os.environ, "PYTHONPATH": path}, **pipes)
+    assert process.stdout.readline() == "here\n"
     process.send_signal(number)
-    assert process.wait(10) == 130
-    process.stdout.close()
+    assert process.communicate(timeout=10)[0] == f"{START[:-7]}interrupted before there was anything to keep.\n"
+    assert process.returncode == 130
 
 
 def test_environments_that_hide_reasons_or_make_errors_of_warnings_do_not_reach_the_child():
