@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": ("commands.predict", "find the labels of images"),
     "deploy": ("commands.deploy", "write the deploy prototxt of a training net, and prove it"),
     "check-gradient": ("commands.check_gradient", "check the gradients of a net's Python layers by finite differences"),
+    "migrate": ("commands.migrate", "bring an old net to these losses: a diff, and the proof that its loss stays"),
     "snippet": ("commands.snippet", "print layers and nets to paste into a prototxt"),
 }
 
