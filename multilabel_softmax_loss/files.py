@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import re
 import signal
 import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from .errors import UsageError
@@ -53,6 +54,10 @@ def replacing(path: str) -> Iterator[str]:
     """A temporary name beside `path`; what is there when all went well takes the place of `path` at once.
 
     Ctrl-C and SIGTERM wait meanwhile. A file that was there keeps its permissions, and a symbolic link stays one.
+
+    Raises
+    ------
+    UsageError : it cannot be written, as where a disk is full, or a file may not become so large.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
@@ -61,7 +66,7 @@ def replacing(path: str) -> Iterator[str]:
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{stem}{MARK}", suffix=suffix, dir=folder)
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+            raise cannot_be_written(path, error) from error
         os.close(handle)
         try:
             yield temporary
@@ -69,6 +74,10 @@ def replacing(path: str) -> Iterator[str]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+        except OSError as error:
+            if error.errno and error.filename in (None, temporary):  # no other file is at fault
+                raise cannot_be_written(path, error) from error
+            raise
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
@@ -118,6 +127,25 @@ def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
 def write_text(path: str, text: str) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def reserve(folder: str, lengths: Sequence[int], start: int = 0) -> None:
+    """Raise an OSError where files of these lengths have no room in a folder, each from its byte `start` on.
+
+    They are laid out for a moment, which finds full disks, shares of users, and limits to the length of a file. Caffe,
+    HDF5 and LMDB would end the process, or hide the reason, amid the work.
+    """
+    with ExitStack() as stack:
+        for length in lengths if hasattr(os, "posix_fallocate") else ():
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            os.posix_fallocate(file.fileno(), start, length)
+
+
+def cannot_be_written(path: str, error: OSError) -> UsageError:
+    """What to tell of a file that cannot be written, whatever words HDF5 may have for the reason."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    hints = {errno.EFBIG: " (the limit of ulimit -f)", errno.EDQUOT: " (your share of the disk)"}
+    return UsageError(f"{path} cannot be written: {reason}{hints.get(error.errno or 0, '')}.")
 
 
 def cannot_be_read(path: str, named_by: Optional[str], error: Exception) -> UsageError:

@@ -53,6 +53,27 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "other.txt").stat().st_mode)
 
 
+def test_a_file_that_grows_too_long_is_named(tmp_path):
+    code = """import resource, sys
+from multilabel_softmax_loss.commands.history import History
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.files import write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99))
+history = History("history.csv", ["iteration", "seconds", "lr"], 0, 1, print)
+for work in (lambda: write_text("kept.txt", 100 * "x"), lambda: [history.add({"iteration": k}) for k in range(99)]):
+    try:
+        work()
+    except UsageError as error:
+        print(error)
+"""
+    (tmp_path / "kept.txt").write_text("old")
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    why = "cannot be written: File too large (the limit of ulimit -f)."
+    assert process.stdout == f"kept.txt {why}\nhistory.csv {why}\n"
+    assert (tmp_path / "kept.txt").read_text() == "old"
+    assert sorted(listing(tmp_path)) == ["history.csv", "kept.txt"]
+
+
 def test_one_file_is_one_file_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text("")

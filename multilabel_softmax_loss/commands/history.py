@@ -7,7 +7,7 @@ import os
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from ..errors import UsageError
-from ..files import replacing, set_aside
+from ..files import cannot_be_written, replacing, set_aside
 
 FIRST_COLUMNS = ["iteration", "seconds", "lr"]
 
@@ -38,7 +38,7 @@ class History:
     """
 
     def __init__(self, path: str, columns: Sequence[str], iteration: int, every: int, say: Callable[[str], None]):
-        self.columns, self.every = list(columns), every
+        self.path, self.columns, self.every = path, list(columns), every
         self.rows = self.take_up(path, iteration, say) if iteration and os.path.exists(path) else []
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -73,7 +73,10 @@ class History:
         """Keep a row, if its turn has come or it is one to keep always."""
         if always or row["iteration"] % self.every == 0:
             self.rows.append(row)
-            self.writer.writerow(self.cells(row))
+            try:
+                self.writer.writerow(self.cells(row))
+            except OSError as error:
+                raise cannot_be_written(self.path, error) from error
 
     def close(self) -> None:
         self.file.close()

@@ -174,7 +174,7 @@ class RunFolder:
 
         It names the weights that were there before too, so that these are known as ours if this process ends between.
         """
-        check_room(self.path, net)
+        check_room(self.path, net, (1,))
         before = fingerprint(self.best_weights) if os.path.exists(self.best_weights) else None
         with replacing(self.best_weights) as temporary:
             net.save(temporary)

@@ -11,12 +11,12 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
-from ..files import MARK, write_text
+from ..files import MARK, cannot_be_written, reserve, write_text
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
@@ -57,7 +57,7 @@ class Snapshots:
 
     def save(self, solver: Any, scratch: str, record: Dict[str, Any]) -> str:
         """Keep the solver's state; `scratch` is the snapshot_prefix it writes to. Returns the weights' path."""
-        check_room(self.folder, solver.net, copies=4)  # the weights, and what a solver such as Adam keeps of each
+        check_room(self.folder, solver.net, (1, 2))  # the weights, and what a solver such as Adam keeps of each
         solver.snapshot()
         (model,) = glob.glob(f"{glob.escape(scratch)}_iter_{solver.iter}.caffemodel*")
         suffix = next(suffix for suffix in reversed(list(SUFFIXES)) if model.endswith(suffix))
@@ -162,16 +162,17 @@ class SnapshotPrefix:
             shutil.rmtree(inside, ignore_errors=True)
 
 
-def check_room(folder: str, net: Any, copies: int = 1) -> None:
-    """Raise a UsageError where a disk has no room for the weights of a net; Caffe would end this process there."""
-    needed = copies * 4 * sum(blob.count for blobs in net.params.values() for blob in blobs) + (1 << 16)
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
-    if free < needed:
+def check_room(folder: str, net: Any, copies: Sequence[int]) -> None:
+    """Raise a UsageError where files of so many times the weights of a net have no room."""
+    size = 4 * sum(blob.count for blobs in net.params.values() for blob in blobs) + (1 << 14)
+    try:
+        reserve(folder, [count * size for count in copies])
+    except OSError as error:
+        needed = " and ".join(f"{count * size:,}" for count in copies)
         raise UsageError(
-            f"{folder} cannot take the weights: its disk has {free:,} bytes left; expected {needed:,} at least. Make "
-            "room, and go on with --resume."
-        )
+            f"{cannot_be_written(folder, error)} The weights need {needed} bytes there. Make room, and go on with "
+            "--resume."
+        ) from error
 
 
 def write_record(path: str, content: Dict[str, Any]) -> Dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, Iterator
 
 from ..errors import PROGRAM
+from ..files import cannot_be_written
 from ..parallel.ranks import ranks
 
 
@@ -38,7 +39,7 @@ class Lasting:
     def drop(self, error: OSError) -> None:
         """Go on without a reader; a disk that is full is another matter."""
         if error.errno not in (errno.EPIPE, errno.EIO):
-            raise error
+            raise cannot_be_written(f"the standard {self.name}", error) from error
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, self.stream.fileno())
         os.close(sink)

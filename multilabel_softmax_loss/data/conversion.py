@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import io
 import json
 import os
 import sys
@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from ..errors import UsageError, shortlist
-from ..files import replacing, write_text
+from ..files import replacing, stands_for, write_text
 from .decoding import CHUNK, Decoded, Decoders, Recipe
 from .source import Labels
 from .writers import WRITERS, Block, Prepared, volume, writing
@@ -68,8 +68,10 @@ class Progress:
     def save(self, folder: str) -> None:
         told = json.dumps({"splits": self.splits, "bad": self.bad, "pixels": self.pixels})
         sums = np.zeros(0) if self.sums is None else self.sums
+        content = io.BytesIO()  # as a zip file that cannot be written hides the reason
+        np.savez(content, told=np.array(told), sums=sums)
         with replacing(os.path.join(folder, PROGRESS)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, told=np.array(told), sums=sums)
+            file.write(content.getbuffer())
 
     @classmethod
     def load(cls, folder: str, names: Sequence[str]) -> Progress:
@@ -123,8 +125,8 @@ def opened(folder: str, options: Dict[str, Any], resume: bool) -> Iterator[None]
     with locked(folder), writing(folder):
         if there:
             compare(folder, options)
-        for name in glob.glob(os.path.join(glob.escape(folder), ".*-*.*")):  # what a killed run had begun to write
-            os.remove(name)
+        for name in filter(stands_for, os.listdir(folder)):  # what a killed run had begun to write
+            os.remove(os.path.join(folder, name))
         write_text(path, json.dumps(options, indent=1) + "\n")
         yield
 

@@ -86,9 +86,9 @@ class Decoders:
             self.pool = ProcessPoolExecutor(self.jobs, initializer=end_with, initargs=(os.getpid(),))
         return self
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.pool is not None:
-            self.pool.shutdown(wait=kind is None)
+            self.pool.shutdown()  # and wait: what is left to the end of the program may find its pipes closed
 
     def decode(self, chunks: Iterable[Tuple[Sequence[str], bool]]) -> Iterator[Decoded]:
         """Chunks of (paths, whether sums are wanted), decoded; only a few more than are asked for are in memory."""

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 import numpy as np
 
 from ..errors import UsageError
-from ..files import replacing
+from ..files import cannot_be_written, replacing, reserve
 from .datum import image_datum, label_datum
 from .source import Labels
 
@@ -44,8 +44,10 @@ def writing(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, lmdb.Error) as error:
-        words = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{folder} cannot be written: {words}. Make room, and go on with --resume.") from error
+        told = (
+            cannot_be_written(folder, error) if isinstance(error, OSError) else f"{folder} cannot be written: {error}."
+        )
+        raise UsageError(f"{told} Make room, and go on with --resume.") from error
 
 
 class Writer:
@@ -68,6 +70,7 @@ class LmdbWriter(Writer):
     def write(self, block: Block, before: Dict[str, int]) -> None:
         if not block.keys:
             return
+        reserve(self.folder, [volume(block)], before["bytes"])
         keys = [(KEY % key).encode() for key in block.keys]
 
         def rows() -> Iterator[bytes]:
@@ -122,6 +125,7 @@ class Hdf5Writer(Writer):
 
         if not block.keys:
             return
+        reserve(self.folder, [volume(block) + 4 * len(block.keys) * len(self.labels.classes)])
         path = os.path.join(self.folder, hdf5_name(self.split, block.number))
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             shape = (len(block.keys), *block.images[0].shape)

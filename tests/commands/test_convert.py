@@ -13,6 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 from support import sources
+from support.tiny_nets import no_file_longer_than
 
 from multilabel_softmax_loss.commands import convert as command
 from multilabel_softmax_loss.data import conversion
@@ -65,6 +66,19 @@ def pairs(folder, split, encoding="png"):
     assert [key for key, *_ in images] == [key for key, *_ in labels]
     plan = argparse.Namespace(recipe=argparse.Namespace(gray=False))
     return [(decode_datum(image[2], plan), label[1]["floats"]) for image, label in zip(images, labels)]
+
+
+@pytest.mark.parametrize("target", ["lmdb", "hdf5", "index"])
+def test_a_file_that_may_not_become_so_long_is_told_and_the_conversion_goes_on_later(tmp_path, target):
+    source, out = sources.tagged(tmp_path, 40), tmp_path / "out"
+    words = [source, "--out", out, "--size", 24, "--to", target, "--split", 0]
+    limit = no_file_longer_than(2000 if target == "index" else 6000)
+    with limit, pytest.raises(UsageError, match=r"out\S* cannot be written: File too large \(the limit of ulimit -f\)"):
+        convert(*words)
+    mine = out / ".my-notes.txt"
+    mine.write_text("which no killed run has left")
+    assert convert(*words, "--resume") == 0
+    assert mine.exists()
 
 
 def test_images_and_labels_belong_together_with_bad_images_between(tmp_path):

@@ -2,9 +2,11 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,17 @@ def wait_for(condition, seconds=600, pause=0.01):
     while not condition():
         assert time.monotonic() < end
         time.sleep(pause)
+
+
+@contextmanager
+def no_file_longer_than(length):
+    """As `ulimit -f` has it, and a full disk or a quota all the same."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # before the first import of Caffe
