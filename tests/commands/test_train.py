@@ -234,9 +234,9 @@ def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, mon
 
 def test_all_packages_that_a_run_needs_are_looked_for_before_it(tmp_path, monkeypatch):
     solver = make_run(tmp_path)
-    absent = ("h5py", "sklearn")
+    absent = ("h5py", "matplotlib")
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in absent else find_spec(name))
-    expected = f"scikit-learn, h5py are not installed for {sys.executable}. pip install '.[tools]'"
+    expected = f"matplotlib, h5py are not installed for {sys.executable}. pip install '.[tools]'"
     with pytest.raises(UsageError, match=re.escape(expected)):
         train(solver, out=str(tmp_path / "run"))
     absent = ("caffe", "tqdm")
