@@ -1,4 +1,5 @@
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -7,9 +8,12 @@ import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from support.needs import missing_modules
+
+from multilabel_softmax_loss import ranking_loss, sigmoid_cross_entropy, softmax_cross_entropy
 
 # Before Caffe and matplotlib are imported: no log, one thread for the same sums everywhere, and no window.
 os.environ.update(GLOG_minloglevel="2", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
@@ -47,9 +51,28 @@ LONG = ("parallel", "test_examples", "test_notebook", "test_image_layer", "test_
 
 
 def pytest_collection_modifyitems(items):
+    """Mark the long tests, and let two workers begin with them: each takes its half of the list from the front."""
+    ranks, runs, others = [], [], []
     for item in items:
-        if item.path.stem in LONG or item.path.parent.name in LONG:
+        place = {item.path.stem, item.path.parent.name}
+        if place & set(LONG):
             item.add_marker(pytest.mark.long)
+        (ranks if "parallel" in place else runs if place & set(LONG) else others).append(item)
+    middle = max(len(items) // 2 - len(ranks), 0)
+    items[:] = ranks + others[:middle] + runs + others[middle:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels():
+    """Workers start at once, and compile each kernel once; a process alone compiles those that it needs."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    cases = [(softmax_cross_entropy, 64), (softmax_cross_entropy, 1), (sigmoid_cross_entropy, 1), (ranking_loss, 1)]
+    begin = 2 * int(worker[2:] or 0) % len(cases)
+    for loss, rows in (cases[begin:] + cases[:begin]) if worker else []:
+        os.makedirs(os.environ["NUMBA_CACHE_DIR"], exist_ok=True)
+        with open(Path(os.environ["NUMBA_CACHE_DIR"], f"{loss.__name__}-{rows}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            loss(np.zeros((rows, 2), np.float32), np.ones((rows, 2), np.float32))
 
 
 def pytest_ignore_collect(collection_path):

@@ -11,7 +11,6 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
-
 BLOCK = 64  # rows or classes that are sorted at a time
 
 
