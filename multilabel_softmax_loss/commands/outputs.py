@@ -9,6 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
+from ..nets.class_labels import watch_class_labels
 from ..nets.data_layers import (
     batch_size,
     check_data,
@@ -64,7 +65,9 @@ def net_outputs(
         raise UsageError(f"{path}: the labels of {head.scores!r} are not known; name their blob with --labels.")
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase, head, iterations)
-    rows = collect(load_net(net, path, "TEST", weights), head, count, iterations, path)
+    loaded = load_net(net, path, "TEST", weights)
+    watch_class_labels(loaded, net.layer)
+    rows = collect(loaded, head, count, iterations, path)
     if not rows:
         return None
     found, log_odds, known = (np.concatenate(arrays) for arrays in zip(*rows))

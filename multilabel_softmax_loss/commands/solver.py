@@ -12,6 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError, shortlist
+from ..nets.class_labels import watch_class_labels
 from ..nets.data_layers import check_data, period, places_of_sources, sources
 from ..nets.heads import find_heads
 from ..nets.image_index import reads_index
@@ -163,6 +164,7 @@ class SeededSolver:
         with python_layer_errors(self.file.train.path):
             solver = caffe.get_solver(self.write(param))
         check_layer_names(solver.net, self.file.train.path)
+        watch_class_labels(solver.net, self.file.train.net.layer)
         return solver
 
     def write(self, message: Any) -> str:
@@ -263,6 +265,7 @@ class SeededSolver:
         with python_layer_errors(path):
             net = caffe.Net(self.write(located(self.file.tests[number].net, os.path.dirname(self.prefix))), caffe.TEST)
         check_layer_names(net, path)
+        watch_class_labels(net, self.file.tests[number].net.layer)
         return net
 
     def begin_test(self, net: Any, number: int) -> None:

@@ -40,26 +40,54 @@ def check_class_labels(layers: Sequence[Any], path: str) -> None:
     for taker in layers:
         if taker.type not in TAKERS or len(taker.bottom) < 2 or taker.bottom[1] not in makers:
             continue
-        ignored, axis = TAKERS[taker.type]
         classes = class_count(layers[: position(layers, taker)], taker.bottom[0])
-        if classes is None or (axis and getattr(taker, axis).axis != 1):
+        if classes is None or axis_of(taker) != 1:
             continue
-        ignore = None
-        if ignored and getattr(taker, ignored).HasField("ignore_label"):
-            ignore = getattr(taker, ignored).ignore_label
         first = 0
         for labels in labels_of(makers[taker.bottom[1]], taker.bottom[1]):
-            good = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))
-            wrong = np.flatnonzero(~(good if ignore is None else good | (labels == ignore)).reshape(len(labels), -1))
-            if wrong.size:
-                value = labels.reshape(-1)[wrong[0]]
-                sample = first + wrong[0] * len(labels) // labels.size
-                raise UsageError(
-                    f"{path}: layer {makers[taker.bottom[1]].name!r} brings the label {value:g} with sample {sample}; "
-                    f"expected a class from 0 to {classes - 1}, as {taker.bottom[0]!r} has {classes} for layer "
-                    f"{taker.name!r}. Change the label, or num_output of the layer that makes the scores."
-                )
+            bringing = f"{path}: layer {makers[taker.bottom[1]].name!r} brings the label"
+            check_classes(taker, labels, classes, first, bringing)
             first += len(labels)
+
+
+def watch_class_labels(net: Any, layers: Sequence[Any]) -> None:
+    """Have a caffe.Net raise a UsageError before a layer takes a label that is no class, as sources may be sampled.
+
+    `layers` are those of its prototxt. The callback holds blobs, as one that held the net would keep it for ever.
+    """
+    takers = [taker for taker in layers if taker.type in TAKERS and len(taker.bottom) > 1]
+    places = [k for k, layer in enumerate(net.layers) if layer.type in TAKERS and len(net._bottom_ids(k)) > 1]
+    watched = {k - 1: (taker, *(net.blobs[name] for name in taker.bottom[:2])) for k, taker in zip(places, takers)}
+
+    def check(place: int) -> None:
+        if place in watched:
+            taker, scores, labels = watched[place]
+            classes = scores.data.shape[axis_of(taker)]
+            check_classes(taker, labels.data, classes, 0, f"blob {taker.bottom[1]!r} brings the label")
+
+    if watched:
+        net.after_forward(check)
+
+
+def check_classes(taker: Any, labels: np.ndarray, classes: int, first: int, bringing: str) -> None:
+    """Raise a UsageError for a label (samples, ...) that is none of the `classes` of the layer that takes it."""
+    ignored = TAKERS[taker.type][0]
+    good = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))
+    if ignored and getattr(taker, ignored).HasField("ignore_label"):
+        good |= labels == getattr(taker, ignored).ignore_label
+    if not good.all():
+        wrong = np.argmin(good)
+        raise UsageError(
+            f"{bringing} {labels.flat[wrong]:g} with sample {first + wrong * len(labels) // labels.size}; expected a "
+            f"class from 0 to {classes - 1}, as {taker.bottom[0]!r} has {classes} for layer {taker.name!r}. Change the "
+            "label, or num_output of the layer that makes the scores."
+        )
+
+
+def axis_of(taker: Any) -> int:
+    """The axis of the classes of a layer that takes them."""
+    parameter = TAKERS[taker.type][1]
+    return getattr(taker, parameter).axis if parameter else 1
 
 
 def position(layers: Sequence[Any], layer: Any) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, List, Optional, Sequence, Tuple
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from .class_labels import check_class_labels
 from .databases import check_datums, count_database
 from .hdf5_lists import count_hdf5
 from .image_index import count_index, index_batch_size, reads_index
 from .means import check_mean
 from .pairing import READERS, check_pairs, parameter_of
-from .text_lists import listed_images
+from .text_lists import LOOKED_FOR, listed_images
 
 
 def sources(layers: Sequence[Any]) -> List[Any]:
@@ -88,6 +88,11 @@ def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, st
         counts[id(layer)] = count_samples(layer)
         if layer.type == "Data":
             check_datums(layer)
+        if layer.type == "ImageData" and counts[id(layer)] > LOOKED_FOR:
+            told = (
+                f"{layer.image_data_param.source} (source of layer {layer.name!r}) names {counts[id(layer)]:,} images"
+            )
+            warn(f"{told}: only the first {LOOKED_FOR:,} were looked for before the net reads them.")
         check_mean(layer)
     check_pairs(layers, path, lambda layer: counts[id(layer)], meeting)
     check_class_labels(layers, path)

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Set, Tuple
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from ..files import search_hint
 
 SMALL = 2**28  # bytes of a database of which every Datum is looked at
@@ -127,9 +127,14 @@ def check_datums(layer: Any) -> None:
     """Raise a UsageError for an entry that is no Datum, or that holds fewer or more numbers than its shape says.
 
     Caffe would take what happens to lie in memory behind them. Of a large database, which takes long to read, only
-    entries of lengths that were not seen before are looked at.
+    entries of lengths that were not seen before are looked at, which is said.
     """
     with open_database(layer) as database:
+        if database.bytes_held > SMALL:
+            warn(
+                f"{database.where} has {database.bytes_held / 1e9:.1f} GB: of its entries, only those of a length that "
+                "no other had before are looked at before the net reads them. Class labels are, batch by batch."
+            )
         for key, datum in some_datums(database):
             if datum.encoded:
                 continue

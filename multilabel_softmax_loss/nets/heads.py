@@ -25,7 +25,8 @@ class Head:
     """A blob of scores: the blob of its labels, and what makes probabilities of the scores.
 
     `label_format` is "dense", "indices" (lists of classes, padded with `ignore_label`) or "class" (one class, as
-    SoftmaxWithLoss takes it). `loss_weight` is that of the layer.
+    SoftmaxWithLoss takes it). `loss_weight` is that of the layer; one of Caffe's `truncates` a label before it compares
+    it with its `ignore_label`.
     """
 
     scores: str
@@ -35,6 +36,7 @@ class Head:
     label_format: str = "dense"
     ignore_label: Optional[float] = None
     loss_weight: float = dataclasses.field(default=1.0, compare=False)
+    truncates: bool = False
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:
         """How sure the net is of each class, on a scale that does not end: log p - log(1 - p), in float64.
@@ -91,7 +93,7 @@ class Head:
             if labels.size != scores.size:
                 raise self.misfit(labels, scores, f"{scores.shape}")
             labels = np.moveaxis(labels.reshape(scores.shape), axis, -1).reshape(-1, classes)
-            known = np.ones(labels.shape, bool) if ignore is None else labels != ignore
+            known = self.are_known(labels)
             labels = np.where(known, labels, np.float32(0))
             self.check_labels(labels)
         else:
@@ -102,8 +104,20 @@ class Head:
     def check_batch(self, labels: np.ndarray) -> None:
         """Raise a UsageError for a dense label blob that holds what the loss may not be given, apart from unknowns."""
         rows = labels.reshape(len(labels), -1)
-        known = True if self.ignore_label is None else rows != np.float32(self.ignore_label)
-        self.check_labels(np.where(known, rows, np.float32(0)))
+        self.check_labels(np.where(self.are_known(rows), rows, np.float32(0)))
+
+    def are_known(self, labels: np.ndarray) -> np.ndarray:
+        """Which dense labels say something, as they are not `ignore_label`."""
+        if self.ignore_label is None:
+            return np.ones(labels.shape, bool)
+        known = labels != np.float32(self.ignore_label)
+        cut = known & (np.trunc(labels) == self.ignore_label) if self.truncates else np.zeros(1, bool)
+        if cut.any():
+            raise UsageError(
+                f"blob {self.labels!r} holds {labels[cut][0]:g}, which Caffe cuts to its ignore_label "
+                f"{self.ignore_label:g}, and so leaves out. Take an ignore_label that no label begins with, such as -1."
+            )
+        return known
 
     def check_labels(self, labels: np.ndarray) -> None:
         """Raise a UsageError for a label (positions, C) that is not finite, negative, or too high for the loss."""
@@ -200,7 +214,7 @@ def find_heads(layers: Sequence[Any]) -> List[Head]:
             head = Head(layer.bottom[0], layer.bottom[1], activation, axis, "class", ignore)
         elif layer.type == "SigmoidCrossEntropyLoss" and len(layer.bottom) > 1:
             ignore = layer.loss_param.ignore_label if layer.loss_param.HasField("ignore_label") else None
-            head = Head(layer.bottom[0], layer.bottom[1], "sigmoid", 1, "dense", ignore)
+            head = Head(layer.bottom[0], layer.bottom[1], "sigmoid", 1, "dense", ignore, truncates=True)
         else:
             continue
         if head not in heads:

@@ -12,8 +12,10 @@ import caffe
 import numpy as np
 import pytest
 from support.tiny_nets import (
+    CLASSES,
     OURS,
     SIGMOID,
+    body,
     listing,
     make_labels,
     make_run,
@@ -23,11 +25,15 @@ from support.tiny_nets import (
     same_weights,
     weights_of,
     write_hdf5,
+    write_lmdb,
+    write_solver,
 )
 
 from multilabel_softmax_loss.commands import packages
 from multilabel_softmax_loss.commands.train import Diverged, add_arguments, run, train
 from multilabel_softmax_loss.errors import UsageError
+
+SOFTMAX = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss" }\n'
 
 
 def test_nan_ends_the_run_naming_the_iteration_and_keeps_the_last_good_snapshot(tmp_path):
@@ -230,6 +236,24 @@ def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, mon
     (tmp_path / "train_val.prototxt").write_text(net)
     with no_file_longer_than(20000), pytest.raises(UsageError, match=r"run cannot be written: File too large .* need"):
         train(solver, out=str(tmp_path / "run"), resume=True)
+
+
+@pytest.mark.parametrize("phase, moment", [("TRAIN", "iteration 1"), ("TEST", "test at iteration 0")])
+def test_a_class_beyond_what_was_looked_through_ends_the_run_in_a_sentence(
+    tmp_path, monkeypatch, no_pictures, phase, moment
+):
+    monkeypatch.setattr("multilabel_softmax_loss.nets.databases.SMALL", 0)
+    net = ""
+    for name in ("TRAIN", "TEST"):
+        classes = [k % CLASSES + CLASSES * (k == 13 and name == phase) for k in range(20)]
+        source = write_lmdb(tmp_path / name, np.ones((20, 5), np.float32), classes)
+        net += (
+            f'layer {{ name: "data" type: "Data" top: "data" top: "label" include {{ phase: {name} }}\n'
+            f'  data_param {{ source: "{source}" batch_size: 8 backend: LMDB }} }}\n'
+        )
+    (tmp_path / "net.prototxt").write_text(net + body() + SOFTMAX)
+    with pytest.raises(UsageError, match=f"{moment}: blob 'label' brings the label 7 with sample 5; expected a class"):
+        train(write_solver(tmp_path, tmp_path / "net.prototxt"), out=str(tmp_path / "run"))
 
 
 def test_all_packages_that_a_run_needs_are_looked_for_before_it(tmp_path, monkeypatch):

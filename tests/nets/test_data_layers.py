@@ -1,7 +1,9 @@
 """What data layers read is looked through before Caffe reads it: what would kill it, or be read wrongly, is told."""
 
 import re
+from pathlib import Path
 
+import caffe
 import cv2
 import h5py
 import lmdb
@@ -12,6 +14,7 @@ from google.protobuf import text_format
 from support.tiny_nets import make_run, run_command
 
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets.class_labels import watch_class_labels
 from multilabel_softmax_loss.nets.data_layers import batch_size, check_data, count_samples
 from multilabel_softmax_loss.nets.means import read_mean
 
@@ -337,6 +340,23 @@ def test_labels_are_let_be_where_the_number_of_classes_is_not_known(here):
     layers = with_loss(in_hdf5([0, 7]))
     layers[1].type, layers[1].inner_product_param.num_output = "Python", 0
     check_data(layers, "net.prototxt")
+
+
+def test_a_label_beyond_what_was_looked_through_is_refused_before_a_layer_takes_it(here, monkeypatch, capsys):
+    monkeypatch.setattr("multilabel_softmax_loss.nets.databases.SMALL", 0)
+    layers = with_loss(in_lmdb([0, 2, 1, 1, 2, 3]))
+    layers[0].data_param.batch_size = 3
+    check_data(layers, "net.prototxt")
+    assert "of its entries, only those of a length that no other had before are looked at" in capsys.readouterr().err
+    layers[0].transform_param.scale = 0.01
+    Path("net.prototxt").write_text(str(caffe_pb2.NetParameter(layer=[*layers[:2], layers[3]])))
+    net = caffe.Net("net.prototxt", caffe.TRAIN)
+    watch_class_labels(net, [*layers[:2], layers[3]])
+    net.forward()
+    with pytest.raises(
+        UsageError, match="^blob 'label' brings the label 3 with sample 2; expected a class from 0 to 2"
+    ):
+        net.forward()
 
 
 # Mean images

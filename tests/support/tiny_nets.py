@@ -53,14 +53,14 @@ def write_hdf5(path, **arrays):
     return f"{path}.txt"
 
 
-def write_lmdb(path, arrays):
-    """An LMDB of uint8 images (C, H, W), or of float arrays (C,)."""
+def write_lmdb(path, arrays, classes=None):
+    """An LMDB of uint8 images (C, H, W), or of float arrays (C,), with the class of each."""
     import lmdb
     from caffe.proto import caffe_pb2
 
     with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as writer:
         for k, values in enumerate(arrays):
-            datum = caffe_pb2.Datum()
+            datum = caffe_pb2.Datum(label=0 if classes is None else classes[k])
             datum.channels, datum.height, datum.width = (*values.shape, 1, 1)[:3]
             if values.dtype == np.uint8:
                 datum.data = values.tobytes()
