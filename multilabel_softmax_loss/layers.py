@@ -241,7 +241,7 @@ class MultilabelSoftmaxLossLayer(MultilabelLossLayer):
 
 
 class MultilabelSigmoidLossLayer(MultilabelLossLayer):
-    """Sigmoid cross-entropy, plain or focal, of labels that do not exclude each other.
+    """Sigmoid cross-entropy, plain, focal or asymmetric, of labels that do not exclude each other.
 
     Formulas, shapes and options are those of :func:`multilabel_softmax_loss.sigmoid_cross_entropy`; bottoms, tops and
     `loss_weight` are those of :class:`MultilabelSoftmaxLossLayer`, with labels from 0 to 1.

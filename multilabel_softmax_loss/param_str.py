@@ -8,38 +8,38 @@ import difflib
 import json
 import math
 import numbers
-from typing import Any, Callable, Mapping, Type, TypeVar
+from typing import Any, Callable, List, Mapping, Type, TypeVar
 
 SetType = TypeVar("SetType", bound="OptionSet")
 
 
 def parse_literal(text: str) -> dict:
     """The dict written in `text` as JSON or as a Python literal. Nothing in it is ever executed."""
+    dicts: List[list] = []  # the names in each, as a dict forgets one that is repeated
+
+    def note(pairs: List[tuple]) -> dict:
+        dicts.append([name for name, _ in pairs])
+        return dict(pairs)
+
     try:
-        pairs = json.loads(text, object_pairs_hook=tuple)
+        found = json.loads(text, object_pairs_hook=note)
     except (ValueError, RecursionError) as json_error:
         try:
-            pairs = literal_pairs(text)
+            tree = ast.parse(text.strip(), mode="eval")
+            found = ast.literal_eval(tree)
+            nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+            dicts[:] = [[ast.literal_eval(key) for key in node.keys if key] for node in nodes]
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             # JSON's parser knows the column; its reason only helps who wrote JSON.
             reason = json_error if '"' in text else getattr(error, "msg", None) or type(error).__name__
             raise ValueError(f"{shorten(text)}, neither JSON nor a Python dict literal ({reason})") from error
-    if not isinstance(pairs, tuple):
+    if not isinstance(found, dict):
         raise ValueError(f'{shorten(text)}, which is no dict such as {{"axis": 1}}')
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"option {name!r} twice")
-    return dict(pairs)
-
-
-def literal_pairs(text: str) -> Any:
-    """A dict literal as a tuple of its pairs, so that a repeated key is not lost; another literal as its value."""
-    node = ast.parse(text.strip(), mode="eval").body
-    value = ast.literal_eval(node)
-    if isinstance(node, ast.Dict):
-        return tuple((ast.literal_eval(k), ast.literal_eval(v)) for k, v in zip(node.keys, node.values) if k)
-    return list(value) if isinstance(value, tuple) else value
+    for names in dicts:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"option {name!r} twice")
+    return found
 
 
 def shorten(value: Any, width: int = 60) -> str:

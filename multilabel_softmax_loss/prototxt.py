@@ -164,6 +164,8 @@ def plain(value: Any) -> Any:
     """`value` as JSON writes it, whole numbers without a point."""
     if isinstance(value, np.ndarray):
         return [plain(entry) for entry in value.tolist()]
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

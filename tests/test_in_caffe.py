@@ -149,6 +149,7 @@ def test_the_sigmoid_loss_is_normalised_as_sigmoid_cross_entropy_loss_by_default
         (SOFTMAX, "{'ignore_label': -1, 'class_weight': [1, 2, 3, 4, 5]}"),
         (SOFTMAX, '{"divergence": "kl", "label_normalization": "count", "normalization": "FULL"}'),
         (SIGMOID, '{"label_smoothing": 0.1, "focal_gamma": 0.5, "focal_alpha": 0.25}'),
+        (SIGMOID, '{"focal_gamma": {"positive": 0, "negative": 4}, "negative_margin": 0.05}'),
         (SIGMOID, "{'ignore_label': -1, 'class_weight': [1, 2, 3, 4, 5], 'pos_weight': 3}"),
         (SIGMOID, '{"pos_weight": [1, 2, 3, 4, 5], "normalization": "VALID", "focal_gamma": 2}'),
     ],
@@ -370,6 +371,7 @@ CHECKED = [
     (SIGMOID, {"focal_gamma": 2, "focal_alpha": 0.25, "normalization": "VALID", "ignore_label": 0.5}),
     (SIGMOID, {"pos_weight": 3, "class_weight": [1, 0.5, 2, 3, 1], "normalization": "FULL"}),
     (SIGMOID, {"label_smoothing": 0.2, "normalization": "NONE", "focal_gamma": 0.5}),
+    (SIGMOID, {"focal_gamma": {"positive": 1, "negative": 4}, "negative_margin": 0.05}),
 ]
 
 
@@ -454,7 +456,8 @@ def test_a_bad_param_str_is_named(param_str, error, message):
 
 def test_a_bad_param_str_of_the_sigmoid_loss_is_named():
     message = (
-        "^MultilabelSigmoidLossLayer: param_str has option 'focal_gamma' = -2; expected a finite number >= 0.\n    Ch"
+        "^MultilabelSigmoidLossLayer: param_str has option 'focal_gamma' = -2; expected a finite number >= 0, or two, "
+        """as in {"positive": 0, "negative": 4}.\n    Change"""
     )
     with pytest.raises(ValueError, match=message):
         small_net(layer=SIGMOID, param_str='{"focal_gamma": -2}')

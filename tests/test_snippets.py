@@ -126,6 +126,10 @@ CASES = {
         "loss": sigmoid_cross_entropy,
         "options": {"focal_gamma": 2, "focal_alpha": 0.25},
     },
+    "sigmoid_asymmetric": lambda rng, labels: {
+        "loss": sigmoid_cross_entropy,
+        "options": {"focal_gamma": {"positive": 0, "negative": 4}, "negative_margin": 0.05},
+    },
     "sigmoid_options": lambda rng, labels: {"loss": sigmoid_cross_entropy, **all_options(rng, labels)},
     "ranking_loss": lambda rng, labels: {"loss": ranking_loss},
     **{

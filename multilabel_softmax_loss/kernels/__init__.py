@@ -132,20 +132,22 @@ def plan_sigmoid(
     positive: np.ndarray,
     negative: np.ndarray,
     smoothing: float,
-    gamma: float,
+    gammas: Tuple[float, float],
+    margin: float,
     weighted: bool,
 ) -> Plan:
     """The sigmoid loss of scores (N, C, S), with labels as in plan_softmax().
 
-    `positive` and `negative` (C) are the weights of the two terms of each class; `weighted` says whether there are
-    sample weights.
+    `positive` and `negative` (C) are the weights of the two terms of each class, `gammas` their powers; `weighted` says
+    whether there are sample weights.
     """
     outer, classes, inner = shape
     entries = outer * classes * inner
     alike = bool((positive == 1).all() and (negative == 1).all())
-    plain = lists is None and ignore_label is None and alike and smoothing == 0 and gamma == 0 and not weighted
+    focal = tuple(map(float, (*gammas, margin)))
+    plain = lists is None and ignore_label is None and alike and smoothing == 0 and not any(focal) and not weighted
     lines = -(-entries // RUN) if plain else outer if inner == 1 else outer * classes
-    constants = (positive, negative, *label_constants(lists, ignore_label), float(smoothing), float(gamma))
+    constants = (positive, negative, *label_constants(lists, ignore_label), float(smoothing), *focal)
     return Plan(sigmoid_lines, (*constants, classes, inner, plain), lines, entries)
 
 

@@ -1,4 +1,4 @@
-"""Sigmoid cross-entropy, plain or focal, entry by entry in SIMD lanes.
+"""Sigmoid cross-entropy, plain, focal or asymmetric, entry by entry in SIMD lanes.
 
 The entries of a line, one after the other in memory, have a class each (a row) or one class for all (a class of a map);
 where no option tells entries apart, any run of them is a line. Arrays and what the kernel returns are as in rows.py;
@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .arithmetic import ONE, ZERO, farthest_of, log_sigmoids, power, sigmoid_32
+from .arithmetic import ONE, ZERO, farthest_of, log, log1p, log_sigmoids, power, sigmoid_32
 from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import are_indices, spread
 
@@ -59,54 +59,72 @@ def quick_run(scores, labels, factor, exps, out):
 
 
 @inlined
-def weigh_terms(labels, ignoring, ignore_label, smoothing, positive, negative, weight, ups, downs, weights):
-    """The weights of the two terms of each entry, and u of each, 0 where unknown; whether all labels are labels.
+def weights_of(y, ignoring, ignore_label, smoothing, positive, negative):
+    """The weights of the two terms of an entry, 1 for a label that is known, else 0, and 1 for one that is none."""
+    known = 0.0 if ignoring and y == ignore_label else 1.0
+    label = np.float64(y) if known == 1.0 else 0.0
+    t = (1.0 - smoothing) * label + 0.5 * smoothing
+    bad = 0.0 if label >= 0.0 and label <= 1.0 else 1.0
+    return known * positive * t, known * negative * (1.0 - t), known, bad
 
-    `positive`, `negative` and `weight` have one number for each entry.
-    """
-    use_wide_vectors()
-    bad = 0.0
-    for j in range(len(labels)):
-        y = np.float64(labels[j])
-        there = 0.0 if ignoring and labels[j] == ignore_label else 1.0
-        y = y if there == 1.0 else 0.0
-        bad += 0.0 if y >= 0.0 and y <= 1.0 else 1.0
-        t = (1.0 - smoothing) * y + 0.5 * smoothing
-        ups[j] = there * positive[j] * t
-        downs[j] = there * negative[j] * (1.0 - t)
-        weights[j] = there * weight[j]
-    return bad == 0.0
+
+@inlined
+def is_whole(gamma):
+    """Whether power_of() can do without an exponential."""
+    return gamma < 8 and gamma == math.floor(gamma)
+
+
+@inlined
+def power_of(p, minus_log_p, gamma, whole):
+    """p^gamma, by products if it is `whole`."""
+    if not whole:
+        return power(minus_log_p, gamma)
+    bits = np.int64(gamma)
+    p2 = p * p
+    return (p if bits & 1 else 1.0) * (p2 if bits & 2 else 1.0) * (p2 * p2 if bits & 4 else 1.0)
 
 
 @summing
-def add_entries(scores, ups, downs, weights, factor, gamma, slopes):
-    """Sum u L and sum u of the entries of a line; u dL/ds times factor into `slopes`."""
+def add_entries(
+    scores, labels, ignoring, ignore_label, smoothing, positive, negative, weights, factor, up_gamma, down_gamma,
+    margin, focal, whole, shifted, slopes,
+):  # fmt: skip
+    """Sum u L and sum u of a line's entries, and whether all labels are labels; u dL/ds times factor into `slopes`.
+
+    `positive`, `negative` and `weights` have one number for each entry. `focal`, `whole` and `shifted`, which say what
+    the gammas and the margin need, are constants where this is called, so that LLVM makes a loop for each case.
+    """
     use_wide_vectors()
-    loss = counted = 0.0
-    if gamma == 0:
-        for j in range(len(scores)):
-            p_cost, q_cost, p, q = log_sigmoids(scores[j])
-            up, down, u = ups[j], downs[j], weights[j]
-            cost = (up * p_cost if up != 0 else 0.0) + (down * q_cost if down != 0 else 0.0)
-            loss += u * cost if u != 0 else 0.0
-            counted += u
-            slope = (down * p if down != 0 else 0.0) - (up * q if up != 0 else 0.0)
-            slopes[j] = factor * u * slope if u != 0 else 0.0
-    else:
-        for j in range(len(scores)):
-            p_cost, q_cost, p, q = log_sigmoids(scores[j])
-            up, down, u = ups[j], downs[j], weights[j]
-            q_power, p_power = power(q_cost, gamma), power(p_cost, gamma)
-            cost = (up * (q_power * p_cost) if up * q_power != 0 else 0.0) + (
-                down * (p_power * q_cost) if down * p_power != 0 else 0.0
-            )
-            loss += u * cost if u != 0 else 0.0
-            counted += u
-            p_slope = q_power * (q + gamma * p * p_cost) if up * q_power != 0 else 0.0
-            q_slope = p_power * (p + gamma * q * q_cost) if down * p_power != 0 else 0.0
-            slope = down * q_slope - up * p_slope
-            slopes[j] = factor * u * slope if u != 0 else 0.0
-    return loss, counted
+    loss = counted = bad = 0.0
+    for j in range(len(scores)):
+        up, down, known, odd = weights_of(labels[j], ignoring, ignore_label, smoothing, positive[j], negative[j])
+        u = known * weights[j]
+        bad += odd
+        p_cost, q_cost, p, q = log_sigmoids(scores[j])
+        p_slope, q_slope = q, p
+        if focal:
+            q_power = power_of(q, q_cost, up_gamma, whole)
+            p_slope = q_power * (q + up_gamma * p * p_cost)
+            a, minus_log_a = p, p_cost
+            q_slope = p + down_gamma * q * q_cost
+            if shifted:  # a is what is left of p, and b = 1 - a
+                a, b = p - margin, q + margin
+                minus_log_a = 0.0 if whole else -log(a)
+                inverse = 1.0 / (a * b)
+                q_cost = log1p(a * a * inverse)  # of a / b, as a + b = 1
+                q_slope = p * q * (a * inverse + down_gamma * q_cost * b * inverse)
+            a_power = 0.0 if a <= 0 else power_of(a, minus_log_a, down_gamma, whole)
+            q_slope *= a_power
+            p_cost *= q_power
+            q_cost *= a_power
+            up = up if q_power != 0 else 0.0
+            down = down if a_power != 0 else 0.0
+        cost = (up * p_cost if up != 0 else 0.0) + (down * q_cost if down != 0 else 0.0)
+        loss += u * cost if u != 0 else 0.0
+        counted += u
+        slope = (down * q_slope if down != 0 else 0.0) - (up * p_slope if up != 0 else 0.0)
+        slopes[j] = factor * u * slope if u != 0 else 0.0
+    return loss, counted, bad == 0.0
 
 
 @inlined
@@ -123,16 +141,17 @@ def mark_listed(lists, at, step, length, k, row):
 @compiled
 def sigmoid_lines(
     scores, labels, weight, gradient, probs, factor, positive, negative, length, ignoring, ignore_label,
-    smoothing, gamma, classes, places, plain, start, stop,
+    smoothing, up_gamma, down_gamma, margin, classes, places, plain, start, stop,
 ):  # fmt: skip
     """Lines `start` to `stop`: rows (`places` 1), classes of maps, or runs of RUN entries where the loss is `plain`."""
     size = RUN if plain else classes if places == 1 else places
     exps, out = np.empty(RUN, np.float32), np.empty(size, np.float32)
-    ups, downs, weights, of_entries = np.empty(size), np.empty(size), np.empty(size), np.ones(size)
-    of_positive, of_negative = np.ones(size), np.ones(size)
+    of_positive, of_negative, of_entries = np.ones(size), np.ones(size), np.ones(size)
     if places == 1 and not plain:
         of_positive, of_negative = positive, negative
     listed = np.zeros(size if length else 0, np.float32)
+    focal = margin > 0 or up_gamma > 0 or down_gamma > 0
+    whole = is_whole(up_gamma) and is_whole(down_gamma)
     may_be_quick = plain and abs(factor) > 1e-30 and abs(factor) < 1e30
     loss_sum = weight_sum = 0.0
     for line in range(start, stop):
@@ -163,11 +182,21 @@ def sigmoid_lines(
         elif length:
             good = k > 0 or are_indices(labels[at : at + length * places], ignore_label, classes)
             mark_listed(labels, at, places, length, k, listed)
-        if not (good and weigh_terms(
-            y, ignoring, ignore_label, smoothing, of_positive, of_negative, of_entries, ups, downs, weights
-        )):  # fmt: skip
+        if not good:
             return 0.0, 0.0, False
-        loss, counted = add_entries(s, ups[:count], downs[:count], weights[:count], factor, gamma, g)
+        entries = (s, y, ignoring, ignore_label, smoothing, of_positive, of_negative, of_entries, factor)
+        if not focal:
+            loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, False, False, False, g)
+        elif margin == 0 and whole:
+            loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, True, True, False, g)
+        elif margin == 0:
+            loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, True, False, False, g)
+        elif whole:
+            loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, True, True, True, g)
+        else:
+            loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, True, False, True, g)
+        if not good:
+            return 0.0, 0.0, False
         loss_sum += loss
         weight_sum += counted
         if length and places == 1:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, TypeVar, Union
+from typing import Any, ClassVar, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -50,6 +50,16 @@ def one_or_per_class(value: Any) -> Any:
         return per_class(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"one finite number >= 0, or {error}") from error
+
+
+def one_or_two(value: Any) -> Any:
+    """One non-negative number for both terms, or one for each."""
+    try:
+        if isinstance(value, Mapping) and set(value) == {"positive", "negative"}:
+            return {term: number(0)(value[term]) for term in ("positive", "negative")}
+        return number(0)(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'{error}, or two, as in {{"positive": 0, "negative": 4}}') from error
 
 
 def read_array(path: str) -> np.ndarray:
@@ -195,11 +205,18 @@ class SigmoidOptions(Options):
         "factor of the positive term t log p: one number, or C as for `class_weight`",
         "PyTorch, `BCEWithLogitsLoss`",
     )
-    focal_gamma: float = option(
+    focal_gamma: Union[float, Mapping[str, float]] = option(
         0.0,
-        number(0),
-        "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p)",
-        "Lin et al. 2017, arXiv:1708.02002, here for any label from 0 to 1",
+        one_or_two,
+        "focal loss: factor (1-p)^gamma of log p, p^gamma of log(1-p); "
+        'or a gamma for each, `{"positive": 0, "negative": 4}`',
+        "Lin et al. 2017, arXiv:1708.02002, here for any label from 0 to 1; Ridnik et al. 2020, arXiv:2009.14119",
+    )
+    negative_margin: float = option(
+        0.0,
+        number(0, 1),
+        "lowers p by this in the negative term, so that a class below it costs nothing: max(p - margin, 0)",
+        "Ridnik et al. 2020, arXiv:2009.14119",
     )
     focal_alpha: Optional[float] = option(
         None,
@@ -214,6 +231,12 @@ class SigmoidOptions(Options):
         "`FULL` all entries, `NONE` 1",
         "Caffe, `LossParameter`",
     )
+
+    @property
+    def gammas(self) -> Tuple[float, float]:
+        """`focal_gamma` of the positive and of the negative term."""
+        gamma = self.focal_gamma
+        return (gamma["positive"], gamma["negative"]) if isinstance(gamma, Mapping) else (gamma, gamma)
 
 
 @dataclass(frozen=True, eq=False)

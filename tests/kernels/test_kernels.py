@@ -353,6 +353,8 @@ SIGMOID_OPTIONS = [
     {"class_weight": [0.5, 0, 2, 1, 3, 1, 1], "pos_weight": 3},
     {"focal_gamma": 2, "focal_alpha": 0.25},
     {"focal_gamma": 0.5, "pos_weight": [1, 2, 3, 4, 5, 6, 7], "label_smoothing": 0.2},
+    {"focal_gamma": {"positive": 0, "negative": 7}, "negative_margin": 0.05, "pos_weight": 3},
+    {"focal_gamma": {"positive": 8, "negative": 2.5}, "negative_margin": 0.3, "label_smoothing": 0.2},
 ]
 
 

@@ -69,6 +69,8 @@ def test_options_are_frozen():
         ('{"class_weight": "missing.npy"}', "expected a readable file of one number per class .*missing.npy"),
         ('{"axis": 1, "axis": 2}', "option 'axis' twice"),
         ("{'axis': 1, 'axis': 2}", "option 'axis' twice"),
+        ('{"axis": {"a": 1, "a": 2}}', "option 'a' twice"),
+        ("{'axis': {'a': 1, 'a': 2}}", "option 'a' twice"),
         ('{"label_format": "indices", "ignore_label": 0.5}', "'ignore_label' = 0.5; expected a whole number"),
         ("[1, 2]", r"'\[1, 2\]', which is no dict such as"),
         ("(('axis', 1),)", "no dict such as"),

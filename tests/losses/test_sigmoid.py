@@ -15,6 +15,11 @@ from multilabel_softmax_loss import (
 from multilabel_softmax_loss.losses.sigmoid import SigmoidLoss
 
 GAMMAS = [0, 0.5, 1, 2, 5]
+ASYMMETRIC = [
+    {"focal_gamma": {"positive": 0, "negative": 4}, "negative_margin": 0.05},  # of the paper
+    {"focal_gamma": {"positive": 1, "negative": 0}},
+    {"focal_gamma": {"positive": 0.5, "negative": 2.5}, "negative_margin": 0.3},
+]
 
 
 def random_case(shape=(6, 7), seed=0, dtype=np.float64):
@@ -62,8 +67,11 @@ def test_a_score_of_zero_costs_log_two_per_class():
         ({"label_smoothing": 0.2}, lambda p, q: -0.34 * np.log(p) - 0.66 * np.log(q)),
         ({"focal_gamma": 2}, lambda p, q: -0.3 * q**2 * np.log(p) - 0.7 * p**2 * np.log(q)),
         ({"focal_alpha": 0.25}, lambda p, q: -0.3 * 0.25 * np.log(p) - 0.7 * 0.75 * np.log(q)),
+        (ASYMMETRIC[0], lambda p, q: -0.3 * np.log(p) - 0.7 * (p - 0.05) ** 4 * np.log(q + 0.05)),
+        (ASYMMETRIC[1], lambda p, q: -0.3 * q * np.log(p) - 0.7 * np.log(q)),
+        ({"negative_margin": 0.9}, lambda p, q: -0.3 * np.log(p)),  # p = 0.85 is below the margin
     ],
-    ids=["plain", "pos_weight", "class_weight", "label_smoothing", "focal_gamma", "focal_alpha"],
+    ids=["plain", "pos_weight", "class_weight", "label_smoothing", "gamma", "alpha", "asymmetric", "gammas", "margin"],
 )
 def test_known_losses(options, form):
     p = 1 / (1 + np.exp(-1.7))
@@ -87,6 +95,15 @@ def test_every_combination_equals_the_definition(gamma):
     for options in option_combinations(3):
         expected = reference_sigmoid(scores, labels, weight, focal_gamma=gamma, **options)
         assert_same(sigmoid_cross_entropy(scores, labels, weight, focal_gamma=gamma, **options), expected, 1e-13)
+
+
+@pytest.mark.parametrize("asymmetric", [ASYMMETRIC[0], ASYMMETRIC[2]], ids=["whole gammas", "others"])
+def test_asymmetric_focusing_with_every_other_option_equals_the_definition(asymmetric):
+    scores, labels = random_case((2, 3), seed=5)
+    labels[:, 0] = 1, 0
+    for options in option_combinations(3):
+        expected = reference_sigmoid(scores, labels, [0.7, 1.9], **asymmetric, **options)
+        assert_same(sigmoid_cross_entropy(scores, labels, [0.7, 1.9], **asymmetric, **options), expected, 1e-13)
 
 
 def assert_gradient_of_loss(scores, labels, **options):
@@ -114,15 +131,44 @@ def test_every_combination_has_the_gradient_of_its_loss(label_format, gamma):
         assert_gradient_of_loss(scores, labels, **options)
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("asymmetric", ASYMMETRIC, ids=str)
+def test_asymmetric_focusing_has_the_gradient_of_its_loss(asymmetric):
+    scores, labels = random_case((2, 3), seed=6)
+    labels[0, 1] = 1
+    for options in ({}, {"label_smoothing": 0.15, "pos_weight": 3.0, "class_weight": [0, 1, 2], "focal_alpha": 0.25}):
+        assert_gradient_of_loss(scores, labels, **asymmetric, **options)
+
+
+def test_where_the_margin_begins_the_slope_is_that_below_and_the_checker_sees_a_kink():
+    """At a score of 0 a margin of 1/2 is reached; without a gamma the slope jumps there from 0 to 1/4."""
+    below, above = np.nextafter(0, -1), 1e-9
+    for score, slope in ((below, 0), (0.0, 0), (above, 1 / 4)):
+        loss, gradient = sigmoid_cross_entropy([[score]], [[0]], negative_margin=0.5)
+        assert loss == pytest.approx(slope * score, rel=1e-6)
+        assert gradient[0, 0] == pytest.approx(slope, rel=1e-8)
+
+    def report(gamma):
+        function, at = sigmoid_cross_entropy, np.linspace(-1, 1, 9)[None]  # the fifth is 0
+        options = {"negative_margin": 0.5, "focal_gamma": gamma}
+        labels = [[0, 1, 0, 0, 0, 1, 0, 0, 0]]
+        return check_function(
+            lambda x: function(x, labels, **options)[0], lambda x: function(x, labels, **options)[1], at
+        )
+
+    assert report(gamma=0).names == ["kink"]
+    assert_gradient(report(gamma=1))  # a gamma rounds it off
+    assert report(gamma=1).names == []
+
+
+@pytest.mark.parametrize("focal", [*({"focal_gamma": gamma} for gamma in GAMMAS), *ASYMMETRIC], ids=str)
 @pytest.mark.parametrize(
     "dtype, loss_tolerance, gradient_tolerance", [(np.float32, 1e-6, 2e-7), (np.float64, 1e-13, 1e-14)]
 )
-def test_accuracy(gamma, dtype, loss_tolerance, gradient_tolerance):
+def test_accuracy(focal, dtype, loss_tolerance, gradient_tolerance):
     scores, labels = random_case((4, 30), seed=2, dtype=dtype)
     scores *= 10
-    loss, gradient = sigmoid_cross_entropy(scores, labels, focal_gamma=gamma)
-    expected_loss, expected = reference_sigmoid(scores, labels, focal_gamma=gamma)
+    loss, gradient = sigmoid_cross_entropy(scores, labels, **focal)
+    expected_loss, expected = reference_sigmoid(scores, labels, **focal)
     assert gradient.dtype == dtype
     assert loss == pytest.approx(expected_loss, rel=loss_tolerance)
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=gradient_tolerance * np.abs(expected).max())
@@ -135,6 +181,8 @@ def test_accuracy(gamma, dtype, loss_tolerance, gradient_tolerance):
     "neutral",
     [
         {"focal_gamma": 0},
+        {"focal_gamma": {"positive": 0, "negative": 0}},
+        {"negative_margin": 0},
         {"pos_weight": 1},
         {"pos_weight": np.ones(7)},
         {"class_weight": np.ones(7)},
@@ -149,6 +197,17 @@ def test_neutral_options_change_nothing(neutral, others):
     rest = {name: value for name, value in others.items() if name not in neutral}
     loss, gradient = sigmoid_cross_entropy(scores, labels, **dict(neutral, **rest))
     expected_loss, expected = sigmoid_cross_entropy(scores, labels, **rest)
+    assert loss == expected_loss
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_one_gamma_for_both_is_that_gamma(gamma, dtype):
+    scores, labels = random_case((3, 40), dtype=dtype)
+    both = {"positive": gamma, "negative": gamma}
+    loss, gradient = sigmoid_cross_entropy(scores, labels, focal_gamma=both, negative_margin=0.0)
+    expected_loss, expected = sigmoid_cross_entropy(scores, labels, focal_gamma=gamma)
     assert loss == expected_loss
     np.testing.assert_array_equal(gradient, expected)
 
@@ -301,16 +360,17 @@ def test_blocks_do_not_show():
 # Edges
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("focal", [*({"focal_gamma": gamma} for gamma in GAMMAS), *ASYMMETRIC], ids=str)
 @pytest.mark.parametrize("label", [0, 0.3, 1])
-def test_large_scores_keep_their_digits(gamma, label):
+def test_large_scores_keep_their_digits(focal, label):
     """From 17 on, the published focal layer has a NaN gradient for a negative label."""
+    floor = 1e-40 if "negative_margin" in focal else 1e-307  # 50 digits hold no more of 1 - p + margin
     sizes = np.array([1e4, 800, 740, 700, 300, 100, 40, 37, 36, 20, 17, 5, 1e-3])
     for score in np.concatenate([-sizes, [0.0], sizes]):
-        loss, gradient = sigmoid_cross_entropy([[score]], [[label]], focal_gamma=gamma)
-        expected_loss, expected = reference_sigmoid([[score]], [[label]], focal_gamma=gamma)
+        loss, gradient = sigmoid_cross_entropy([[score]], [[label]], **focal)
+        expected_loss, expected = reference_sigmoid([[score]], [[label]], **focal)
         assert loss == pytest.approx(expected_loss, rel=1e-12, abs=1e-307)  # subnormal numbers have fewer digits
-        np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-307)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=floor)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -330,6 +390,17 @@ def test_infinite_scores_are_legal_where_the_loss_is_finite(gamma, label_format,
     expected_loss, expected = sigmoid_cross_entropy([[0.5]], [[1.0]], focal_gamma=gamma)
     assert loss == expected_loss
     np.testing.assert_array_equal(gradient, [[0, 0, expected[0, 0]]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_margin_bounds_what_a_class_that_is_not_there_costs(dtype):
+    for gamma in (0, 1.5, 4):
+        scores = np.array([[np.inf, 1e4, -np.inf]], dtype)
+        loss, gradient = sigmoid_cross_entropy(scores, [[0, 0, 0]], negative_margin=0.1, focal_gamma=gamma)
+        assert loss == pytest.approx(2 * 0.9**gamma * np.log(10), rel=1e-11)
+        assert np.abs(gradient).max() < 1e-300
+    with pytest.raises(ValueError, match="scores has nan at sample 0, class 1; expected finite scores"):
+        sigmoid_cross_entropy(np.array([[np.inf, np.nan]], dtype), [[0, 0]], negative_margin=0.1)
 
 
 def test_nonfinite_scores_pass_where_nothing_counts_them():
@@ -503,6 +574,18 @@ def test_weights_of_another_width_are_named(name):
         ({"focal_gamma": -1}, ValueError, "option 'focal_gamma' = -1; expected a finite number >= 0"),
         ({"focal_gamma": np.inf}, ValueError, "option 'focal_gamma' = inf; expected a finite number >= 0"),
         ({"focal_gamma": "2"}, TypeError, "option 'focal_gamma' = '2'; expected a finite number >= 0"),
+        (
+            {"focal_gamma": {"positive": 1}},
+            TypeError,
+            r"= {'positive': 1}; expected .* >= 0, or two, as in {\"positive\": 0",
+        ),
+        (
+            {"focal_gamma": {"positive": 1, "negative": -1}},
+            ValueError,
+            "expected a finite number >= 0, or two, as in {",
+        ),
+        ({"focal_gamma": [1, 2]}, TypeError, r"option 'focal_gamma' = \[1, 2\]; expected a finite number >= 0, or two"),
+        ({"negative_margin": 1.5}, ValueError, "option 'negative_margin' = 1.5; expected a number from 0 to 1"),
         ({"focal_alpha": 1.5}, ValueError, "option 'focal_alpha' = 1.5; expected a number from 0 to 1"),
         ({"pos_weight": -2}, ValueError, "option 'pos_weight' = -2; expected a finite number >= 0"),
         ({"pos_weight": [1, -2]}, ValueError, "expected one finite number >= 0, or a list of finite .*; entry 1 is -2"),

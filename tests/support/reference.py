@@ -108,6 +108,7 @@ def reference_sigmoid(
     pos_weight=None,
     focal_gamma=0.0,
     focal_alpha=None,
+    negative_margin=0.0,
 ):
     """Loss and gradient of dense labels, rounded to float64 at the very end; the gradient by differentiating the loss.
 
@@ -115,6 +116,7 @@ def reference_sigmoid(
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     axis %= scores.ndim
+    gammas = focal_gamma if isinstance(focal_gamma, dict) else {"positive": focal_gamma, "negative": focal_gamma}
     total, known_weight = mpmath.mpf(0), mpmath.mpf(0)
     gradient = np.zeros(scores.shape, dtype=object)
     with mpmath.workdps(DIGITS):
@@ -137,7 +139,10 @@ def reference_sigmoid(
             def entry_loss(s, positive=positive, negative=negative):
                 p, q = 1 / (1 + mpmath.exp(-s)), 1 / (1 + mpmath.exp(s))
                 log_p, log_q = -mpmath.log1p(mpmath.exp(-s)), -mpmath.log1p(mpmath.exp(s))
-                return -positive * q**focal_gamma * log_p - negative * p**focal_gamma * log_q
+                if negative_margin:
+                    p = max(p - mpmath.mpf(negative_margin), 0)
+                    log_q = mpmath.log1p(-p)
+                return -positive * q ** gammas["positive"] * log_p - negative * p ** gammas["negative"] * log_q
 
             score = mpmath.mpf(float(scores[place]))
             total += weight * entry_loss(score)
