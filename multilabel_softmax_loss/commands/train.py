@@ -262,7 +262,7 @@ class Training:
         solver, param = self.solver, self.solver.file.param
         recent: List[float] = []
         hidden = ranks.rank > 0 or not sys.stderr.isatty()
-        with tqdm(total=param.max_iter, initial=solver.iteration, unit="it", disable=hidden, ncols=79) as bar:
+        with tqdm(total=param.max_iter, initial=solver.iteration, unit="it", disable=hidden, dynamic_ncols=True) as bar:
             while solver.iteration < param.max_iter and not self.asked():
                 begin = time.monotonic()
                 row = self.new_row()
@@ -376,7 +376,7 @@ class Training:
         values: Dict[str, float] = {}
         for test in self.tests:
             hidden = ranks.rank > 0 or not sys.stderr.isatty()
-            shown = {"desc": "test", "unit": "batch", "leave": False, "disable": hidden, "ncols": 79}
+            shown = {"desc": "test", "unit": "batch", "leave": False, "disable": hidden, "dynamic_ncols": True}
             try:
                 with tqdm(total=test.batches, **shown) as bar:
                     figures = test.run(self.asked, bar.update)

@@ -183,7 +183,7 @@ def convert(plan: Plan, folder: str) -> Progress:
     chunks = (([plan.labels.paths[row] for row in rows], name == "train") for name, rows in parts)
     hidden = not sys.stderr.isatty()
     with Decoders(plan.jobs, plan.recipe) as decoders, tqdm(
-        total=total, initial=done, unit="image", disable=hidden, ncols=79
+        total=total, initial=done, unit="image", disable=hidden, dynamic_ncols=True
     ) as bar:
         decoded = decoders.decode(chunks)
         for name, number, rows in todo:

@@ -156,7 +156,7 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
 
     solver = make_run(tmp_path, max_iter=400, test=False, snapshot=0)
     screen, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
     command = [sys.executable, "-m", "multilabel_softmax_loss", "train", solver, "--out", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=terminal)
     os.close(terminal)
@@ -171,6 +171,7 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
         shown += part
     os.close(screen)
     assert process.wait() == 0
+    assert max(len(line) for line in re.split("[\r\n]+", shown.decode())) <= 70
     assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+it/s, loss=[\d.]+, lr=0\.02\]", shown)
 
 
