@@ -157,8 +157,7 @@ class MultilabelLossLayer(caffe.Layer):
 
         They differ where several processes, or the batches of an iteration, make up one batch.
         """
-        is_sum = getattr(self.options, "normalization", "") == "NONE"
-        return window.share(divisor, is_sum) if self.writes_diff else divisor
+        return window.share(divisor, self.options.normalization == "NONE") if self.writes_diff else divisor
 
     def run(self, bottom: Any, gradient: Any, probs: Any, factor: Optional[float]) -> Mean:
         """The loss of the bottoms' data; errors name the blobs as the prototxt does."""

@@ -72,8 +72,8 @@ class Loss:
         self.kernel = self.plan(module) if module is not None and module.suits(scores, labels) else None
 
     def sizes(self) -> Mapping[str, float]:
-        """The divisors of FULL, BATCH_SIZE and NONE."""
-        raise NotImplementedError
+        """The divisors of FULL, BATCH_SIZE and NONE, where positions are counted."""
+        return {"FULL": self.layout.positions, "BATCH_SIZE": self.layout.outer, "NONE": 1}
 
     def plan(self, kernels: Any) -> Optional[Callable[..., Any]]:
         """The loss's kernel with its arguments, one of the plans that the module `kernels` makes; None for none."""

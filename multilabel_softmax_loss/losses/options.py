@@ -101,6 +101,13 @@ class Options(OptionSet):
         "C factors for the targets: a list, or a `.npy` or text file",
         "Eigen and Fergus 2014, arXiv:1411.4734",
     )
+    normalization: str = option(
+        "VALID",
+        normalization_mode,
+        "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
+        "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
+        "Caffe, `LossParameter`",
+    )
     nonfinite: str = option(
         "error",
         choice("error", "ignore"),
@@ -152,13 +159,6 @@ class SoftmaxOptions(Options):
         choice("l1", "count", "none"),
         'targets from labels y: `"l1"` y / sum(y); `"count"` y / M with M non-zero labels; `"none"` y',
         '`"l1"` Tian 2016 and Mahajan et al. 2018, arXiv:1805.00932; `"count"` Gomez 2018',
-    )
-    normalization: str = option(
-        "VALID",
-        normalization_mode,
-        "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
-        "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
-        "Caffe, `LossParameter`",
     )
     empty: str = option(
         "ignore",
@@ -275,13 +275,6 @@ class RankingOptions(Options):
         choice("pairs", "none"),
         '`"pairs"`: pairwise and warp are divided by the number of pairs of a position; `"none"`: they are not',
         "this package",
-    )
-    normalization: str = option(
-        "VALID",
-        normalization_mode,
-        "the divisor: `VALID` the sample weight of the counted positions, `FULL` all positions, "
-        "`BATCH_SIZE` the axes before the class axis, `NONE` 1",
-        "Caffe, `LossParameter`",
     )
     empty: str = option(
         "ignore",

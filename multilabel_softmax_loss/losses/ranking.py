@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -75,9 +75,6 @@ class RankingLoss(Loss):
     options_class = RankingOptions
     options: RankingOptions
     legal_scores = "-inf only where no label is"
-
-    def sizes(self) -> Mapping[str, float]:
-        return {"FULL": self.layout.positions, "BATCH_SIZE": self.layout.outer, "NONE": 1}
 
     def plan(self, kernels: Any) -> Any:
         options, layout = self.options, self.layout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -67,9 +67,6 @@ class SoftmaxLoss(Loss):
     options_class = SoftmaxOptions
     options: SoftmaxOptions
     legal_scores = "-inf only where the target is 0"
-
-    def sizes(self) -> Mapping[str, float]:
-        return {"FULL": self.layout.positions, "BATCH_SIZE": self.layout.outer, "NONE": 1}
 
     def plan(self, kernels: Any) -> Any:
         options, layout = self.options, self.layout
