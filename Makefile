@@ -31,8 +31,8 @@ kill-test: environment  ## resuming after 20 kills at random moments, and 10 of 
 	RANK_KILLS=10 .venv/bin/python -m pytest -q tests/parallel/test_training.py -k after_a_kill
 
 attack: environment  ## ten minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
-	KILLS=60 FLIPS=20000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \
-		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py
+	KILLS=60 FLIPS=20000 CASES=4000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \
+		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py tests/losses/test_modes.py
 	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/losses/test_properties.py
 
 test-all:       ## all but the long tests on CPython 3.7 and 3.8, and without Caffe on the newest one with NumPy 2

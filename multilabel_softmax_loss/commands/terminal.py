@@ -47,6 +47,20 @@ class Lasting:
             print(f"{PROGRAM}: warning: nobody reads the standard output any more; the work goes on.", file=sys.stderr)
 
 
+class Few(Lasting):
+    """A text stream that takes so many lines; the rest, as of a layer that prints in each forward, is left out."""
+
+    left = 100
+
+    def write(self, text: str) -> int:
+        before, self.left = self.left, self.left - text.count("\n")
+        if self.left > 0:
+            super().write(text)
+        elif before > 0:
+            super().write(text + "(What layers print further is left out.)\n")
+        return len(text)
+
+
 def settle_streams() -> None:
     """Have the standard streams take all that is printed, whatever they lead to.
 
@@ -96,12 +110,15 @@ def warn(command: str, text: str) -> None:
 
 @contextmanager
 def printing_aside() -> Iterator[None]:
-    """Send what layers print, by Python or past it, to the standard error: it is no part of the report."""
+    """Send what layers print, by Python or past it, to the standard error: it is no part of the report.
+
+    Of what is printed by Python that is the beginning.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(sys.stderr.fileno(), 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(Few(sys.stderr, "error")):
             yield
     finally:
         os.dup2(kept, 1)

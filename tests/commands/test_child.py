@@ -13,6 +13,7 @@ from support.tiny_nets import OURS, listing, make_run, run_command
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.child import run_reporting
 from multilabel_softmax_loss.commands.scratch import scratch_folder
+from multilabel_softmax_loss.commands.terminal import printing_aside
 
 START = "python -m multilabel_softmax_loss train: error: "
 
@@ -226,6 +227,15 @@ def test_a_warning_about_a_file_of_the_users_names_that_and_not_the_command():
 def test_what_the_encoding_of_a_terminal_lacks_is_escaped():
     process = ending("print 1", env={"PYTHONIOENCODING": "ascii"})
     assert (process.returncode, process.stdout) == (0, "line 0 \\xe9\n")
+
+
+def test_what_layers_print_goes_aside_and_is_cut(capfd):
+    with printing_aside():
+        for number in range(300):
+            print(number)
+    said, aside = capfd.readouterr()
+    assert said == ""
+    assert aside.splitlines() == [*map(str, range(100)), "(What layers print further is left out.)"]
 
 
 def test_closed_streams_change_neither_work_nor_status():

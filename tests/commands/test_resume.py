@@ -118,7 +118,7 @@ def test_weights_without_axes_are_resumed(tmp_path, no_pictures):
 
 
 KILL_LOOP = """
-import glob, os, random, re, signal, sys, time
+import builtins, glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
 import caffe, matplotlib.pyplot     # once; a fork begins with them
 from multilabel_softmax_loss.commands.curves import smoothed
@@ -128,11 +128,29 @@ from multilabel_softmax_loss.commands.train import train
 
 solver, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-def begin():
+def die_at(number, before):              # of the calls by which files come to be, are moved, and go
+    def counted(call):
+        def counting(*arguments, **keywords):
+            nonlocal number
+            number -= 1
+            if number == 0 and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*arguments, **keywords)
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return counting
+    for name in ("open", "fsync", "replace", "rename", "mkdir", "symlink", "remove", "unlink", "rmdir", "chmod"):
+        setattr(os, name, counted(getattr(os, name)))
+    builtins.open = counted(open)
+
+def begin(*call):
     child = os.fork()
     if child == 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
         status = 1
+        if call:
+            die_at(*call)
         try:
             try:
                 train(solver, out=out, resume=True)
@@ -148,19 +166,22 @@ def newest():
     return max([int(re.search("iter_([0-9]+)", name).group(1)) for name in manifests], default=-1)
 
 draw = random.Random(int(sys.argv[4]))
-for _ in range(kills):
-    child, goal = begin(), newest() + 7 * draw.randrange(10)
-    while newest() < goal:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
-        time.sleep(0.001)
-    time.sleep(draw.uniform(0, 0.05))                # amid the start, a step, a test or a snapshot
-    os.kill(child, signal.SIGKILL)
+for number in range(kills):
+    if number % 2:                                   # amid the start, a step, a test or a snapshot
+        child, goal = begin(), newest() + 7 * draw.randrange(10)
+        while newest() < goal:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+    else:                                            # between two calls that change files, of which a start makes most
+        child = begin(draw.choice([draw.randrange(1, 100), draw.randrange(1, 300)]), draw.random() < 0.5)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run ended by itself"
     print(newest())
 """
 
 
-def test_weights_are_bit_identical_after_kills_at_random_moments(tmp_path, no_pictures):
+def test_weights_are_bit_identical_after_kills_at_random_moments_and_chosen_calls(tmp_path, no_pictures):
     solver = make_run(tmp_path, snapshot=7, max_iter=1000000)
     Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
     loop = subprocess.run(

@@ -123,6 +123,8 @@ def test_quiet_when_piped(tmp_path):
         pytest.param({}, ("-k", "0"), "-k is 0; expected a whole number of at least 1.", id="k"),
         pytest.param({}, ("--resume",), "run is no folder; expected the --out of the run", id="nothing to resume"),
         pytest.param({}, ("--weights", "train.h5"), "no weights file", id="foreign weights"),
+        pytest.param({}, ("--preprocessing", "no.json"), "no.json cannot be read: No such file", id="no preprocessing"),
+        pytest.param({}, ("--preprocessing", "train.txt"), "train.txt is no JSON (", id="preprocessing"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatch, change, words, message):
@@ -146,6 +148,7 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=re.escape(message)):
         run(parser.parse_args(["solver.prototxt", "--out", "run", *words]))
     assert listing(tmp_path) == before
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
