@@ -27,6 +27,7 @@ EXTRAS = {
     ],
     "fast": ["numba>=0.56"],
     "tools": [
+        "scikit-learn>=1.0",
         "matplotlib>=3.5",
         "tqdm>=4.60",
         "h5py>=3.8",
@@ -47,7 +48,6 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "hypothesis>=6.79",
         "mpmath>=1.3",
-        "scikit-learn>=1.0",  # for the images of the examples, too
         "ruff==0.17.6; python_version == '3.9'",
         "mypy==1.19.1; python_version == '3.9'",
         # For the notebook, which runs on the default interpreter only: elsewhere it would be the same Python again.

@@ -1,4 +1,4 @@
-"""Multi-label metrics of class scores; thresholds per class; trivial baselines.
+"""Multi-label metrics of class scores, in NumPy and scikit-learn; thresholds per class; trivial baselines.
 
 Everywhere `truth` (n, C) is boolean, n samples with C classes; `scores` (n, C) is any finite score that grows with the
 belief in a class (the commands take log odds, which do not saturate); `known` (n, C) is False where a label is unknown,
@@ -11,37 +11,16 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
-BLOCK = 64  # rows or classes that are sorted at a time
-
 
 def average_precisions(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None) -> np.ndarray:
     """The average precision of each class, NaN for a class without positives, where it is undefined."""
-    return precisions_at_positives(truth.T, behind_known(scores, known).T)
+    from sklearn.metrics import average_precision_score
 
-
-def behind_known(scores: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
-    """Scores that rank what is unknown behind all that is known, where it changes no precision."""
-    return scores if known is None else np.where(known, scores, -np.inf)
-
-
-def precisions_at_positives(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Of each row, ranked by falling score: the mean, over its positives, of the precision down to each of them.
-
-    Equal scores are reached together. A row without positives has NaN. Over the samples of a class this is its average
-    precision (the sum of the precisions, each times the step in recall), over the classes of a sample its LRAP.
-    """
-    result = np.full(len(truth), np.nan)
-    for start in range(0, len(truth), BLOCK):
-        rows = slice(start, start + BLOCK)
-        order = np.argsort(-scores[rows], axis=1)
-        ranked, right = (np.take_along_axis(array[rows], order, axis=1) for array in (scores, truth))
-        places = np.arange(ranked.shape[1])
-        tied = np.zeros(ranked.shape, bool)  # with the one behind it
-        tied[:, :-1] = ranked[:, :-1] == ranked[:, 1:]
-        ends = np.minimum.accumulate(np.where(tied, places[-1], places)[:, ::-1], axis=1)[:, ::-1]
-        precisions = np.take_along_axis(np.cumsum(right, axis=1), ends, axis=1) / (ends + 1)
-        positives = right.sum(axis=1)
-        np.divide((precisions * right).sum(axis=1), positives, out=result[rows], where=positives > 0)
+    result = np.full(truth.shape[1], np.nan)
+    for k in range(truth.shape[1]):
+        rows = slice(None) if known is None else known[:, k]
+        if truth[rows, k].any():
+            result[k] = average_precision_score(truth[rows, k], scores[rows, k])
     return result
 
 
@@ -56,14 +35,17 @@ def label_ranking(truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndar
     Coverage is how far down the ranking of its classes one has to go, on average, to meet all labels of a sample.
     (scikit-learn counts a sample without labels as perfect in both, which says nothing of the ranking.)
     """
+    from sklearn.metrics import coverage_error, label_ranking_average_precision_score
+
     labelled = truth.any(axis=1)
     if not labelled.any():
         return {"LRAP": float("nan"), "coverage": float("nan")}
-    truth, scores = truth[labelled], behind_known(scores, known)[labelled]
-    last = np.where(truth, scores, np.inf).min(axis=1, keepdims=True)  # the least score of a label
+    if known is not None:
+        scores = np.where(known, scores, -2e300)  # behind all that is known, and its sums are finite
+    truth, scores = truth[labelled], scores[labelled]
     return {
-        "LRAP": float(precisions_at_positives(truth, scores).mean()),
-        "coverage": float((scores >= last).sum(axis=1).mean()),
+        "LRAP": float(label_ranking_average_precision_score(truth, scores)),
+        "coverage": float(coverage_error(truth, scores)),
     }
 
 
@@ -88,11 +70,13 @@ def precision_recall_f1(
     truth: np.ndarray, decided: np.ndarray, known: Optional[np.ndarray] = None
 ) -> Dict[str, np.ndarray]:
     """Precision, recall and F1 of each class; 0 where nothing was decided, NaN for a class without positives."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     if known is not None:
         decided = decided & known
-    hits, positives, found = (np.count_nonzero(array, axis=0) for array in (truth & decided, truth, decided))
-    values = hits / np.maximum(found, 1), hits / np.maximum(positives, 1), 2 * hits / np.maximum(found + positives, 1)
-    return {name: np.where(positives > 0, value, np.nan) for name, value in zip(("precision", "recall", "F1"), values)}
+    values = precision_recall_fscore_support(truth, decided, average=None, zero_division=0)[:3]
+    has_positives = truth.any(axis=0)
+    return {name: np.where(has_positives, value, np.nan) for name, value in zip(("precision", "recall", "F1"), values)}
 
 
 def decision_metrics(truth: np.ndarray, decided: np.ndarray, known: Optional[np.ndarray] = None) -> Dict[str, float]:
@@ -158,7 +142,7 @@ def baselines(truth: np.ndarray, k: int, known: Optional[np.ndarray] = None) -> 
 
 
 def tune_thresholds(
-    truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None, block: int = BLOCK
+    truth: np.ndarray, scores: np.ndarray, known: Optional[np.ndarray] = None, block: int = 64
 ) -> np.ndarray:
     """For each class the threshold whose decisions, scores >= threshold, have the highest F1 on this set.
 

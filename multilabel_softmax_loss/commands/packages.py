@@ -16,6 +16,7 @@ PACKAGES = {
     "scipy": ("scipy", ""),
     "tqdm": ("tqdm", "tools"),
     "matplotlib": ("matplotlib", "tools"),
+    "sklearn": ("scikit-learn", "tools"),
     "h5py": ("h5py", "tools"),
     "lmdb": ("lmdb", "tools"),
     "plyvel": ("plyvel", "tools"),
@@ -28,7 +29,7 @@ PACKAGES = {
 
 def packages_of(nets: Sequence[Any], param: Any) -> List[str]:
     """The modules that training these nets by a SolverParameter needs."""
-    needed = ["tqdm", "matplotlib"]
+    needed = ["tqdm", "matplotlib"] + ["sklearn"] * bool(param.test_iter)
     needed += ["h5py"] * (param.snapshot_format == param.HDF5)
     for layer in (layer for net in nets for layer in net.layer):
         if layer.type == "Data":

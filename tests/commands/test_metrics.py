@@ -44,24 +44,6 @@ def test_gong_et_al_by_hand():
     assert found["hamming accuracy"] == pytest.approx(1 - 3 / 6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_per_class_metrics_and_rankings_are_those_of_scikit_learn_where_many_scores_are_equal(seed):
-    truth, probs = random_set(seed, samples=200, classes=70, share=0.1)  # more than a block of either
-    probs = np.round(probs * 4) / 4
-    found = metrics.average_precisions(truth, probs)
-    np.testing.assert_allclose(found, sklearn_metrics.average_precision_score(truth, probs, average=None), rtol=1e-12)
-    truth[5:20] = False
-    labelled = truth.any(axis=1)
-    ranking = metrics.label_ranking(truth, probs)
-    expected = sklearn_metrics.label_ranking_average_precision_score(truth[labelled], probs[labelled])
-    assert ranking["LRAP"] == pytest.approx(expected, rel=1e-12)
-    assert ranking["coverage"] == sklearn_metrics.coverage_error(truth[labelled], probs[labelled])
-    decided = probs > 0.8
-    expected = sklearn_metrics.precision_recall_fscore_support(truth, decided, average=None, zero_division=0)
-    for values, reference in zip(metrics.precision_recall_f1(truth, decided).values(), expected):
-        np.testing.assert_allclose(values, reference, rtol=1e-12)
-
-
 def test_average_precision_is_undefined_without_positives_and_left_out_of_the_mean():
     truth, probs = random_set(1)
     truth[:, 4] = False
@@ -77,8 +59,7 @@ def test_label_ranking_leaves_out_samples_without_labels():
     truth[5:20] = False
     labelled = truth.any(axis=1)
     found = metrics.label_ranking(truth, probs)
-    expected = sklearn_metrics.label_ranking_average_precision_score(truth[labelled], probs[labelled])
-    assert found["LRAP"] == pytest.approx(expected, rel=1e-12)
+    assert found["LRAP"] == sklearn_metrics.label_ranking_average_precision_score(truth[labelled], probs[labelled])
     assert found["coverage"] == sklearn_metrics.coverage_error(truth[labelled], probs[labelled])
 
 

@@ -120,7 +120,7 @@ def test_weights_without_axes_are_resumed(tmp_path, no_pictures):
 KILL_LOOP = """
 import builtins, glob, os, random, re, signal, sys, time
 os.environ["GLOG_minloglevel"] = "2"
-import caffe, matplotlib.pyplot     # once; a fork begins with them
+import caffe, sklearn.metrics, matplotlib.pyplot     # once; a fork begins with them
 from multilabel_softmax_loss.commands.curves import smoothed
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.commands.child import run_reporting

@@ -262,9 +262,9 @@ def test_a_class_beyond_what_was_looked_through_ends_the_run_in_a_sentence(
 
 def test_all_packages_that_a_run_needs_are_looked_for_before_it(tmp_path, monkeypatch):
     solver = make_run(tmp_path)
-    absent = ("h5py", "matplotlib")
+    absent = ("h5py", "sklearn")
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in absent else find_spec(name))
-    expected = f"matplotlib, h5py are not installed for {sys.executable}. pip install '.[tools]'"
+    expected = f"scikit-learn, h5py are not installed for {sys.executable}. pip install '.[tools]'"
     with pytest.raises(UsageError, match=re.escape(expected)):
         train(solver, out=str(tmp_path / "run"))
     absent = ("caffe", "tqdm")
