@@ -13,7 +13,7 @@ TAGS = Path(__file__).resolve().parent.parent.parent / "examples" / "tags"
 
 def test_the_script_goes_the_whole_way(tmp_path):
     process = subprocess.run(
-        ["bash", str(TAGS / "run.sh"), str(tmp_path / "output"), "80"],
+        ["bash", str(TAGS / "run.sh"), str(tmp_path / "output"), "60"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": sys.executable},
