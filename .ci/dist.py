@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,9 +51,10 @@ def main():
     run(sys.executable, "-m", "build", "--outdir", DIST, ROOT, quiet=True)  # the wheel from the sdist
     (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
     run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
-    with tempfile.TemporaryDirectory() as folder:
-        check_wheel(wheel, Path(folder, "wheel"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        wheel_checked = pool.submit(check_wheel, wheel, Path(folder, "wheel"))
         check_sdist(sdist, Path(folder, "sdist"))
+        wheel_checked.result()
     say(f"dist/ holds {sdist.name} and {wheel.name}")
 
 
