@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +145,33 @@ def peak_bytes():
             tracemalloc.stop()
 
     return measure
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """A function that runs a command in this process, in a folder, without its curves: `returncode`, what it said.
+
+    What becomes of a command's child is told in commands/test_child.py; each child takes a second or two to start.
+    """
+    from multilabel_softmax_loss import __main__
+    from multilabel_softmax_loss.commands.child import run_reporting
+
+    monkeypatch.setattr(__main__, "run_in_child", run_reporting)
+    monkeypatch.setattr("multilabel_softmax_loss.commands.curves.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+
+    def run(*words, folder, check=None):
+        monkeypatch.chdir(folder)
+        try:
+            status = __main__.main([str(word) for word in words])
+        except SystemExit as stopped:
+            status = stopped.code
+        said = capfd.readouterr()
+        assert check in (None, status), said
+        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 class Clock:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support.caffe_nets import loss_and_gradient, loss_net, random_scores
-from support.tiny_nets import OURS, make_run, run_command
+from support.tiny_nets import OURS, make_run
 
 from multilabel_softmax_loss import assert_gradient, check_layer, ranking_loss
 
@@ -36,15 +36,15 @@ def test_a_second_top_is_refused_with_the_reason():
         loss_net(arrays, tops=("loss", "probs"), loss_weight="loss_weight: 1 loss_weight: 0", layer=LAYER)
 
 
-def test_the_commands_rank_by_its_scores_and_deploy_leaves_them(tmp_path):
+def test_the_commands_rank_by_its_scores_and_deploy_leaves_them(tmp_path, run_here):
     loss = (OURS % '{"ranking": "zlpr"}').replace("MultilabelSoftmaxLossLayer", LAYER)
     make_run(tmp_path, loss=loss)
-    trained = run_command("train", "solver.prototxt", folder=tmp_path, check=0).stdout
+    trained = run_here("train", "solver.prototxt", folder=tmp_path, check=0).stdout
     assert "Best test_mAP" in trained
-    scored = run_command("evaluate", "train_val.prototxt", "run/best.caffemodel", folder=tmp_path, check=0).stdout
+    scored = run_here("evaluate", "train_val.prototxt", "run/best.caffemodel", folder=tmp_path, check=0).stdout
     assert float(scored.split("net, top 3")[1].split()[0]) > 0.8  # 0.3 of the samples have a class
     words = ("deploy", "train_val.prototxt", "--weights", "run/best.caffemodel")
-    run_command(*words, folder=tmp_path, check=0)
+    run_here(*words, folder=tmp_path, check=0)
     deployed = (tmp_path / "deploy.prototxt").read_text()
     assert 'type: "Softmax"' not in deployed
     assert 'type: "Sigmoid"' not in deployed

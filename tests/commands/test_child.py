@@ -136,22 +136,14 @@ class Exits(caffe.Layer):
         pytest.param("class Exits:\npass", "(exits.py, line 2)", id="syntax"),
     ],
 )
-def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(
-    tmp_path, monkeypatch, capfd, no_pictures, module, message
-):
-    """In this process: how a child ends with its status is told below."""
+def test_a_layer_that_ends_the_program_or_does_not_import_is_told_and_status_2(tmp_path, run_here, module, message):
     solver = make_run(tmp_path, test=False)
     (tmp_path / "exits.py").write_text(module)
     net = tmp_path / "train_val.prototxt"
     watch = 'layer { name: "w" type: "Python" bottom: "label" python_param { module: "exits" layer: "Exits" } }\n'
     net.write_text(net.read_text() + watch)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("multilabel_softmax_loss.__main__.run_in_child", run_reporting)
-    try:
-        assert main(["train", solver, "--out", str(tmp_path / "run")]) == 2
-    finally:
-        sys.modules.pop("exits", None)
-    said = capfd.readouterr().err
+    sys.modules.pop("exits", None)
+    said = run_here("train", solver, "--out", "run", folder=tmp_path, check=2).stderr
     assert said.startswith("python -m multilabel_softmax_loss train: error: ")
     assert message in said
     assert len(said.splitlines()) == 1

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, WARNED, Cage
 
-from multilabel_softmax_loss import __main__ as main_module
 from multilabel_softmax_loss import assert_gradient, check_layer, check_net
-from multilabel_softmax_loss.commands.child import run_reporting
 from multilabel_softmax_loss.gradient_check import judgement, measurement, subject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -471,18 +469,12 @@ def command(*arguments):
 
 
 @pytest.fixture
-def command_here(monkeypatch, capfd):
+def command_here(run_here):
     """As `command`, in this process."""
-    monkeypatch.setattr(main_module, "run_in_child", run_reporting)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
 
     def run(*arguments):
-        try:
-            status = main_module.main(["check-gradient", *map(str, arguments)])
-        except SystemExit as stopped:
-            status = stopped.code
-        return (status, *capfd.readouterr())
+        ended = run_here("check-gradient", *arguments, folder=os.curdir)
+        return ended.returncode, ended.stdout, ended.stderr
 
     return run
 

@@ -6,7 +6,7 @@ import cv2
 import h5py
 import numpy as np
 from caffe.proto import caffe_pb2
-from support.tiny_nets import OURS, body, run_command, write_solver
+from support.tiny_nets import OURS, body, write_solver
 
 from multilabel_softmax_loss.nets.locating import located
 
@@ -36,7 +36,7 @@ LAYER = """layer { name: "%s" type: "Python" bottom: "%s" top: "%s" %s
 """
 
 
-def test_a_layer_that_changes_the_folder_does_not_matter(tmp_path):
+def test_a_layer_that_changes_the_folder_does_not_matter(tmp_path, run_here):
     """Its data, files of a list and outputs have relative names; iter_size has a file opened within a step."""
     draw = np.random.RandomState(0)
     for name in "abc":
@@ -57,13 +57,13 @@ def test_a_layer_that_changes_the_folder_does_not_matter(tmp_path):
     net = first + LAYER % ("walk", "first", "walked", "") + silence + data + body() + OURS % ""
     (tmp_path / "net.prototxt").write_text(net)
     write_solver(tmp_path, "net.prototxt", "iter_size: 3", max_iter=4, snapshot=2)
-    run_command("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=0)
+    run_here("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=0)
     assert (tmp_path / "run" / "best.caffemodel").exists()
-    run_command(
+    run_here(
         "evaluate", "net.prototxt", "run/best.caffemodel", "--json", "o.json", folder=tmp_path, check=0
     )  # fmt: skip
     assert json.loads((tmp_path / "o.json").read_text())["samples"] == 18
-    run_command("deploy", "net.prototxt", "--weights", "run/best.caffemodel", folder=tmp_path, check=0)
+    run_here("deploy", "net.prototxt", "--weights", "run/best.caffemodel", folder=tmp_path, check=0)
     assert (tmp_path / "deploy.prototxt").exists()
 
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from support.tiny_nets import make_run, run_command
+from support.tiny_nets import make_run
 
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.reading import read_prototxt
@@ -49,13 +49,13 @@ def test_a_file_that_is_not_there_is_told_with_its_folder_and_the_nearest_name(t
         read_prototxt("a\0b")
 
 
-def test_a_command_given_the_wrong_prototxt_says_what_it_is(tmp_path):
+def test_a_command_given_the_wrong_prototxt_says_what_it_is(tmp_path, run_here):
     make_run(tmp_path)
-    process = run_command("train", "train_val.prototxt", folder=tmp_path, check=2)
+    process = run_here("train", "train_val.prototxt", folder=tmp_path, check=2)
     assert 'train_val.prototxt is a net; expected a solver: one with net: "train_val.prototxt"' in process.stderr
     solver = tmp_path / "solver.prototxt"
     solver.write_text(solver.read_text().replace("train_val.prototxt", "trainval.prototxt"))
-    process = run_command("train", "solver.prototxt", folder=tmp_path, check=2)
+    process = run_here("train", "solver.prototxt", folder=tmp_path, check=2)
     assert "trainval.prototxt (net of solver.prototxt) cannot be read: No such file or directory. Did you mean" in (
         process.stderr
     )

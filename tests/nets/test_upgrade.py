@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from support.tiny_nets import run_command, write_hdf5, write_solver
+from support.tiny_nets import write_hdf5, write_solver
 
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.reading import phase_layers, read_prototxt
@@ -160,11 +160,11 @@ def test_old_solvers_name_their_type_by_number(tmp_path):
         read_prototxt(str(path), "SolverParameter")
 
 
-def test_every_command_takes_an_old_net(tmp_path):
+def test_every_command_takes_an_old_net(tmp_path, run_here):
     (tmp_path / "net.prototxt").write_text(V1.replace("%(source)s", data(tmp_path)))
     assert len(phase_layers(read_prototxt(str(tmp_path / "net.prototxt")), "TEST")) == 10
     solver = write_solver(tmp_path, tmp_path / "net.prototxt", max_iter=2, snapshot=2)
-    run_command("train", solver, "--out", "run", folder=tmp_path, check=0)
+    run_here("train", solver, "--out", "run", folder=tmp_path, check=0)
     weights = "run/best.caffemodel"
-    run_command("evaluate", "net.prototxt", weights, "--json", "o.json", folder=tmp_path, check=0)
-    run_command("deploy", "net.prototxt", "--weights", weights, folder=tmp_path, check=0)
+    run_here("evaluate", "net.prototxt", weights, "--json", "o.json", folder=tmp_path, check=0)
+    run_here("deploy", "net.prototxt", "--weights", weights, folder=tmp_path, check=0)
