@@ -24,6 +24,7 @@ from ..data.writers import WRITERS, hdf5_name, write_index
 from ..errors import UsageError, shortlist
 from ..files import replacing, write_text
 from .child import PROGRAM, run_in_child
+from .terminal import progress_bar
 
 WITHOUT_CAFFE = True  # but for the proof at the end
 DEFAULT_SIZE = (256, 256)
@@ -107,7 +108,7 @@ def run(arguments: Any) -> int:
         print(f"{arguments.out} is complete already.")
         return 0
     with conversion.opened(arguments.out, identity(arguments, plan), arguments.resume):
-        progress = conversion.convert(plan, arguments.out)
+        progress = conversion.convert(plan, arguments.out, progress_bar)
         written = conversion.written_rows(plan, progress)
         if not written.get("train"):
             raise UsageError("no image is left to train on.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import ancestors
 from ..nets.weights import load_net
 from ..parallel.ranks import in_turn, ranks
+from .terminal import progress_bar
 
 
 class Outputs(NamedTuple):
@@ -155,12 +155,10 @@ def collect(
 
     They are by batches, which ranks take in turn; rank 0 has all in the end.
     """
-    from tqdm import tqdm
-
     parts: List[Tuple[np.ndarray, ...]] = []
     places, size = places_of_sources(loaded), loaded.blobs[head.labels].data.shape[0]
     seen = batches = 0
-    with tqdm(total=count, unit="sample", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(count, "sample") as bar:
         while seen < count if count is not None else batches < (iterations or 0):
             batches += 1
             if (batches - 1) % ranks.size != ranks.rank:

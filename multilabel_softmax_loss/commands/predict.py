@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from ..parallel.ranks import in_turn, ranks
 from . import metrics
 from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
-from .terminal import printing_aside
+from .terminal import printing_aside, progress_bar
 from .thresholds import levels_of, read_thresholds
 
 BATCH = 32
@@ -173,8 +172,6 @@ def keep_scores(net: Any) -> None:
 
 def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessing, path: str) -> np.ndarray:
     """The log odds (images, C) of image files."""
-    from tqdm import tqdm
-
     if len(net.inputs) != 1 or net.blobs[net.inputs[0]].data.ndim != 4:
         found = ", ".join(f"{name} {net.blobs[name].data.shape}" for name in net.inputs) or "none"
         raise UsageError(f"{path} has inputs {found}; expected one of shape (N, channels, height, width).")
@@ -188,18 +185,20 @@ def run_images(net: Any, head: Head, images: Sequence[str], recipe: Preprocessin
     recipe.check_size((height, width))
     parts = []
     starts = range(ranks.rank * BATCH, len(images), ranks.size * BATCH)  # ranks take batches in turn
-    for start in tqdm(starts, unit="batch", leave=False, disable=not sys.stderr.isatty()):
-        batch = [recipe.read_image(name, (height, width)) for name in images[start : start + BATCH]]
-        blob.reshape(len(batch), channels, height, width)
-        blob.data[...] = batch
-        with running(path):
-            net.forward()
-        scores = net.blobs[head.scores].data
-        if scores.shape[:1] != (len(batch),) or scores.size != len(batch) * scores.shape[head.axis]:
-            raise UsageError(
-                f"blob {head.scores!r} has shape {scores.shape}; expected one answer per image, (N, classes)."
-            )
-        if not (scores < np.inf).all():  # -inf masks a class
-            raise UsageError(f"blob {head.scores!r} is not finite for images {start} to {start + len(batch) - 1}.")
-        parts.append(head.log_odds(scores).reshape(len(batch), -1))
+    with progress_bar(len(starts), "batch") as bar:
+        for start in starts:
+            batch = [recipe.read_image(name, (height, width)) for name in images[start : start + BATCH]]
+            blob.reshape(len(batch), channels, height, width)
+            blob.data[...] = batch
+            with running(path):
+                net.forward()
+            scores = net.blobs[head.scores].data
+            if scores.shape[:1] != (len(batch),) or scores.size != len(batch) * scores.shape[head.axis]:
+                raise UsageError(
+                    f"blob {head.scores!r} has shape {scores.shape}; expected one answer per image, (N, classes)."
+                )
+            if not (scores < np.inf).all():  # -inf masks a class
+                raise UsageError(f"blob {head.scores!r} is not finite for images {start} to {start + len(batch) - 1}.")
+            parts.append(head.log_odds(scores).reshape(len(batch), -1))
+            bar.update()
     return np.concatenate(in_turn(ranks.everyone(parts, "the end of the images")))

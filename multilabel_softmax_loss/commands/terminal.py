@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator, Mapping, Optional
 
 from ..errors import PROGRAM
 from ..files import cannot_be_written
@@ -93,6 +95,65 @@ def say(text: str) -> None:
         return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def figures_line(iteration: int, figures: Mapping[str, float], remark: str, row: int) -> str:
+    """The figures of a test for `say`: a line; on a terminal a row of a table, before each 20th of which its header is.
+
+    Where the terminal is too narrow for the table, it is that line, broken between words.
+    """
+    line = f"iteration {iteration}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}"
+    line += f" ({remark})" if remark else ""
+    if not sys.stdout.isatty():
+        return line
+    names = [name[len("test_") :] if name.startswith("test_") else name for name in figures]
+    header = "iteration" + "".join(f"  {name:>7}" for name in names)
+    cells = "".join(f"  {value:>{max(len(name), 7)}.4f}" for name, value in zip(names, figures.values()))
+    width = shutil.get_terminal_size().columns
+    if len(header) + len("  best") > width:
+        return textwrap.fill(line, max(width, 20), subsequent_indent="    ", break_long_words=False)
+    return (f"{header}\n" if row % 20 == 0 else "") + f"{iteration:>9}{cells}  {remark}".rstrip()
+
+
+def progress_bar(total: Optional[int], unit: str, initial: int = 0, desc: str = "", leave: bool = False) -> Any:
+    """A tqdm bar on the standard error, as wide as the terminal is at each refresh; hidden where that is none."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        """With durations and rates as people say them."""
+
+        @property
+        def format_dict(self) -> Dict[str, Any]:
+            facts = super().format_dict
+            rate = facts["rate"] or ((facts["n"] - facts["initial"]) / facts["elapsed"] if facts["elapsed"] else 0)
+            ahead = (facts["total"] or 0) - facts["n"]
+            left = f", {duration(ahead / rate)} left" if rate and ahead > 0 else f", {duration(facts['elapsed'])}"
+            return {**facts, "left": left, "speed": f", {speed(rate, unit)}" if rate else ""}
+
+    layout = "{n_fmt} {unit}{speed}{postfix}"
+    if total is not None:
+        layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{left}{speed}{postfix}"
+    options = {"initial": initial, "desc": desc, "leave": leave, "unit": unit, "bar_format": layout}
+    hidden = ranks.rank > 0 or not sys.stderr.isatty()
+    return Bar(total=total, disable=hidden, file=sys.stderr, dynamic_ncols=True, **options)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 5 s, 3 min 20 s, 1 h 12 min, 3 days 4 h."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    if round(seconds / 60) < 60:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def speed(rate: float, unit: str) -> str:
+    """So many units per second, or the time that one takes."""
+    if rate < 1:
+        return f"{1 / rate:.1f} s/{unit}" if 1 / rate < 60 else f"{duration(1 / rate)} each"
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
 def tell(command: str, error: str) -> None:

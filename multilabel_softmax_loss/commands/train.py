@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import sys
 import time
 from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
@@ -26,7 +25,7 @@ from .run_folder import RunFolder
 from .sharing import check_shared
 from .snapshots import SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
-from .terminal import PROGRAM, say, tell, warn
+from .terminal import PROGRAM, figures_line, progress_bar, say, tell, warn
 from .validation import Best, TestNet
 
 EXAMPLE = """example:
@@ -207,6 +206,7 @@ class Training:
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
         self.saved = -1  # its iteration
+        self.told = 0  # how many tests
         self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
 
     def run(self, manifest: Optional[Dict[str, Any]]) -> Dict[str, Any]:
@@ -257,12 +257,9 @@ class Training:
         say(f"Resumed {self.folder.path} at iteration {self.solver.iteration}.")
 
     def loop(self) -> None:
-        from tqdm import tqdm
-
         solver, param = self.solver, self.solver.file.param
         recent: List[float] = []
-        hidden = ranks.rank > 0 or not sys.stderr.isatty()
-        with tqdm(total=param.max_iter, initial=solver.iteration, unit="it", disable=hidden, dynamic_ncols=True) as bar:
+        with progress_bar(param.max_iter, "it", initial=solver.iteration, leave=True) as bar:
             while solver.iteration < param.max_iter and not self.asked():
                 begin = time.monotonic()
                 row = self.new_row()
@@ -370,15 +367,11 @@ class Training:
 
     def test(self, row: Dict[str, float]) -> bool:
         """Run the test nets; their figures go into `row`. False if the run was asked to end meanwhile."""
-        from tqdm import tqdm
-
         iteration = self.solver.iteration
         values: Dict[str, float] = {}
         for test in self.tests:
-            hidden = ranks.rank > 0 or not sys.stderr.isatty()
-            shown = {"desc": "test", "unit": "batch", "leave": False, "disable": hidden, "dynamic_ncols": True}
             try:
-                with tqdm(total=test.batches, **shown) as bar:
+                with progress_bar(test.batches, "batch", desc="test ") as bar:
                     figures = test.run(self.asked, bar.update)
             except LAYER_ERRORS as error:
                 raise self.explain(error, f"test at iteration {iteration}") from error
@@ -389,8 +382,8 @@ class Training:
         record = self.best.update(values, iteration)
         if record:
             self.best.record = self.folder.save_best(self.solver.net, record)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"iteration {iteration}: {text}{' (best)' if record else ''}")
+        say(figures_line(iteration, values, "best" if record else "", self.told))
+        self.told += 1
         return True
 
     def draw(self, finished: bool = False) -> None:

@@ -6,10 +6,9 @@ import hashlib
 import io
 import json
 import os
-import sys
 import zipfile
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -166,10 +165,8 @@ def locked(folder: str) -> Iterator[None]:
         os.remove(path)
 
 
-def convert(plan: Plan, folder: str) -> Progress:
-    """Write all blocks that are not written yet; what was written in all."""
-    from tqdm import tqdm
-
+def convert(plan: Plan, folder: str, make_bar: Callable[..., Any]) -> Progress:
+    """Write all blocks that are not written yet; what was written in all. `make_bar` makes a bar of tqdm's."""
     progress = Progress.load(folder, [name for name, _ in plan.orders])
     total = sum(len(rows) for _, rows in plan.orders)
     done = sum(min(progress.splits[name]["blocks"] * plan.block, len(rows)) for name, rows in plan.orders)
@@ -181,10 +178,7 @@ def convert(plan: Plan, folder: str) -> Progress:
     ]
     parts = [(name, rows[k : k + CHUNK]) for name, _, rows in todo for k in range(0, len(rows), CHUNK)]
     chunks = (([plan.labels.paths[row] for row in rows], name == "train") for name, rows in parts)
-    hidden = not sys.stderr.isatty()
-    with Decoders(plan.jobs, plan.recipe) as decoders, tqdm(
-        total=total, initial=done, unit="image", disable=hidden, dynamic_ncols=True
-    ) as bar:
+    with Decoders(plan.jobs, plan.recipe) as decoders, make_bar(total, "image", initial=done, leave=True) as bar:
         decoded = decoders.decode(chunks)
         for name, number, rows in todo:
             images: List[Prepared] = []

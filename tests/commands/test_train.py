@@ -175,7 +175,7 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
     os.close(screen)
     assert process.wait() == 0
     assert max(len(line) for line in re.split("[\r\n]+", shown.decode())) <= 70
-    assert re.search(rb"\d+/400 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+it/s, loss=[\d.]+, lr=0\.02\]", shown)
+    assert re.search(rb"\d+/400, \d+ s left, [\d.,]+ it/s, loss=[\d.]+, lr=0\.02", shown)
 
 
 def add_layer(folder, code, bottom="label"):
