@@ -16,7 +16,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 
 from .errors import UsageError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What asks a command to end: Ctrl-C, SIGTERM, and the end of the terminal, unless nohup is to outlive that.
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    SIGNALS.append(signal.SIGHUP)
 
 
 @contextmanager
@@ -162,7 +165,8 @@ def search_hint(path: str) -> str:
     text = ""
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isdir(folder):
-        nearest = difflib.get_close_matches(name, os.listdir(folder), n=1, cutoff=0.8)
+        others = [other for other in os.listdir(folder) if other != name]  # it may be there, and be no file
+        nearest = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
         text += f" Did you mean {os.path.join(os.path.dirname(path), nearest[0])!r}?" if nearest else ""
     else:
         text += f" There is no folder {folder}."

@@ -8,7 +8,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from ..nets.class_labels import watch_class_labels
+from ..nets.class_labels import watch_labels
 from ..nets.data_layers import (
     batch_size,
     check_data,
@@ -66,7 +66,7 @@ def net_outputs(
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase, head, iterations)
     loaded = load_net(net, path, "TEST", weights)
-    watch_class_labels(loaded, net.layer)
+    watch_labels(loaded, net.layer)
     rows = collect(loaded, head, count, iterations, path)
     if not rows:
         return None

@@ -12,9 +12,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError, shortlist
-from ..nets.class_labels import watch_class_labels
+from ..nets.class_labels import watch_labels
 from ..nets.data_layers import check_data, period, places_of_sources, sources
-from ..nets.heads import find_heads
 from ..nets.image_index import reads_index
 from ..nets.locating import located
 from ..nets.python_layers import check_python_layers, python_layer_errors, staying
@@ -130,9 +129,6 @@ class SeededSolver:
         self.noted: List[Dict[str, float]] = []  # the losses of each batch of an iteration
         self.owners: List[str] = []  # the loss of each part of the window
         self.has_told_means = False
-        # Our own layers look at their labels themselves.
-        native = [layer for layer in file.train.net.layer if layer.type == "SigmoidCrossEntropyLoss"]
-        self.unchecked = find_heads(native)
         self.last_layer = len(self.net.layers) - 1
         self.net.after_forward(self.note_losses)
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
@@ -164,7 +160,7 @@ class SeededSolver:
         with python_layer_errors(self.file.train.path):
             solver = caffe.get_solver(self.write(param))
         check_layer_names(solver.net, self.file.train.path)
-        watch_class_labels(solver.net, self.file.train.net.layer)
+        watch_labels(solver.net, self.file.train.net.layer)
         return solver
 
     def write(self, message: Any) -> str:
@@ -217,8 +213,6 @@ class SeededSolver:
         if len(window.parts) > len(self.owners):
             self.owners.append(self.net._blob_names[self.net._top_ids(layer)[0]])
         if layer == self.last_layer:
-            for head in self.unchecked:
-                head.check_batch(self.net.blobs[head.labels].data)
             blobs, weights = self.net.blobs, self.net.blob_loss_weights
             names = dict.fromkeys([*self.losses, *(name for name in blobs if weights[name])])
             self.noted.append({name: float(blobs[name].data.sum()) for name in names})
@@ -265,7 +259,7 @@ class SeededSolver:
         with python_layer_errors(path):
             net = caffe.Net(self.write(located(self.file.tests[number].net, os.path.dirname(self.prefix))), caffe.TEST)
         check_layer_names(net, path)
-        watch_class_labels(net, self.file.tests[number].net.layer)
+        watch_labels(net, self.file.tests[number].net.layer)
         return net
 
     def begin_test(self, net: Any, number: int) -> None:

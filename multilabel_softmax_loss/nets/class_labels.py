@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import UsageError
 from .databases import open_database, some_datums
 from .hdf5_lists import hdf5_files
+from .heads import find_heads
 from .text_lists import listed_images
 
 ROWS = 100_000  # of an HDF5 file that are read at a time
@@ -50,20 +51,26 @@ def check_class_labels(layers: Sequence[Any], path: str) -> None:
             first += len(labels)
 
 
-def watch_class_labels(net: Any, layers: Sequence[Any]) -> None:
-    """Have a caffe.Net raise a UsageError before a layer takes a label that is no class, as sources may be sampled.
+def watch_labels(net: Any, layers: Sequence[Any]) -> None:
+    """Have a caffe.Net raise a UsageError before a loss of Caffe's takes a label that it may not be given.
+
+    Sources may have been sampled only, and layers may make labels; those of Python look at their labels themselves.
 
     `layers` are those of its prototxt. The callback holds blobs, as one that held the net would keep it for ever.
     """
-    takers = [taker for taker in layers if taker.type in TAKERS and len(taker.bottom) > 1]
-    places = [k for k, layer in enumerate(net.layers) if layer.type in TAKERS and len(net._bottom_ids(k)) > 1]
+    known = {*TAKERS, "SigmoidCrossEntropyLoss"}
+    takers = [taker for taker in layers if taker.type in known and len(taker.bottom) > 1]
+    places = [k for k, layer in enumerate(net.layers) if layer.type in known and len(net._bottom_ids(k)) > 1]
     watched = {k - 1: (taker, *(net.blobs[name] for name in taker.bottom[:2])) for k, taker in zip(places, takers)}
 
     def check(place: int) -> None:
         if place in watched:
             taker, scores, labels = watched[place]
-            classes = scores.data.shape[axis_of(taker)]
-            check_classes(taker, labels.data, classes, 0, f"blob {taker.bottom[1]!r} brings the label")
+            if taker.type in TAKERS:
+                classes = scores.data.shape[axis_of(taker)]
+                check_classes(taker, labels.data, classes, 0, f"blob {taker.bottom[1]!r} brings the label")
+            else:
+                find_heads([taker])[0].check_batch(labels.data)
 
     if watched:
         net.after_forward(check)

@@ -202,10 +202,11 @@ def test_a_keyboard_interrupt_of_a_layer_is_its_own_error():
     assert process.stderr.endswith("KeyboardInterrupt: by a layer\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_any_command_with_status_130(number):
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["preexec_fn"] = lambda: signal.signal(number, signal.SIG_DFL)  # nohup would have it ignored
     process = subprocess.Popen([*ENDINGS, "sleep"], env={**os.environ, "PYTHONPATH": path}, **pipes)
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from support.tiny_nets import make_run, run_command
 
 from multilabel_softmax_loss.errors import UsageError
-from multilabel_softmax_loss.nets.class_labels import watch_class_labels
+from multilabel_softmax_loss.nets.class_labels import watch_labels
 from multilabel_softmax_loss.nets.data_layers import batch_size, check_data, count_samples
 from multilabel_softmax_loss.nets.means import read_mean
 
@@ -351,7 +351,7 @@ def test_a_label_beyond_what_was_looked_through_is_refused_before_a_layer_takes_
     layers[0].transform_param.scale = 0.01
     Path("net.prototxt").write_text(str(caffe_pb2.NetParameter(layer=[*layers[:2], layers[3]])))
     net = caffe.Net("net.prototxt", caffe.TRAIN)
-    watch_class_labels(net, [*layers[:2], layers[3]])
+    watch_labels(net, [*layers[:2], layers[3]])
     net.forward()
     with pytest.raises(
         UsageError, match="^blob 'label' brings the label 3 with sample 2; expected a class from 0 to 2"
