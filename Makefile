@@ -26,7 +26,7 @@ test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/mypy
 	.venv/bin/python $(PYTEST)
 
-kill-test: environment  ## resuming after 20 kills at random moments, and 10 of ranks, where `make test` tries 5 and 2
+kill-test: environment  ## resuming after 20 kills at random moments and chosen calls, and 10 of ranks; `make test` tries 5 and 2
 	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_convert.py -k random_moments
 	RANK_KILLS=10 .venv/bin/python -m pytest -q tests/parallel/test_training.py -k after_a_kill
 
