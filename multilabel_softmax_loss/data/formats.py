@@ -9,6 +9,7 @@ from glob import glob
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..errors import UsageError
+from ..files import search_hint
 from .stream import UNKNOWN, Say, Stream, is_image
 from .tables import (
     columns_of,
@@ -330,7 +331,8 @@ def recognize(path: str, given: Optional[str] = None) -> str:
     UsageError : it looks like none, or like several, which are listed.
     """
     if not os.path.exists(path):
-        raise UsageError(f"{path} is not there; expected annotations: a file, or a folder of images or of VOC.")
+        expected = "expected annotations: a file, or a folder of images or of VOC"
+        raise UsageError(f"{path} is not there; {expected}.{search_hint(path)}")
     if given is not None:
         return given
     if not os.path.isdir(path):

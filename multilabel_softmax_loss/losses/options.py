@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Mapping, Optional, Tuple, TypeVar, Union
 
@@ -21,6 +22,9 @@ def per_class(value: Any) -> np.ndarray:
     if isinstance(value, str):
         try:
             value = read_array(value) if value.endswith(".npy") else read_numbers(value)
+        except FileNotFoundError as error:
+            where = f"there is none in {os.getcwd()}, from where paths count"
+            raise ValueError(f"a readable file of one number per class; {where}") from error
         except Exception as error:  # NumPy lets the errors of its parsers through: zipfile, tokenize and others
             raise ValueError(f"a readable file of one number per class ({error})") from error
         if getattr(value, "dtype", np.dtype(float)).kind not in "fiu":

@@ -73,6 +73,7 @@ def module_hint(module: str, error: ImportError) -> str:
     if error.name == module:  # not another one that it imports
         places = getattr(sys.modules.get(package), "__path__", []) if package else None
         known = [found.name for found in pkgutil.iter_modules(places)]
+        known += [] if package else [__name__.partition(".")[0]]  # an editable installation is not listed
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if nearest:
             return f"Did you mean {'.'.join(filter(None, (package, nearest[0])))!r}?"

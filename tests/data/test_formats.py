@@ -79,8 +79,8 @@ def test_what_cannot_be_known_is_asked(tmp_path):
     assert gather([source], given="list-indices").labels.dense(0).tolist() == [1, 1]
     with pytest.raises(UsageError, match="looks like none of the formats known: voc-main"):
         recognize(sources.write_text(tmp_path / "what.yaml", "a: b\n"))
-    with pytest.raises(UsageError, match="is not there"):
-        recognize(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match=r"is not there; .*\. Did you mean '.*list.txt'\?"):
+        recognize(str(tmp_path / "lisst.txt"))
     with pytest.raises(UsageError, match="no text of UTF-8"):
         recognize(sources.write_text(tmp_path / "latin.csv", "image,tags\nä.jpg,x\n", "latin-1"))
 

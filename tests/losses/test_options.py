@@ -66,7 +66,10 @@ def test_options_are_frozen():
         ('{"class_weight": [[1, 2], [3, 4]]}', r"its shape is \(2, 2\)"),
         ('{"class_weight": [[1, 2, 3]]}', r"one per class, .*; its shape is \(1, 3\), where \(C,\) is meant"),
         ('{"class_weight": [[1], [2]]}', r"its shape is \(2, 1\), where \(C,\) is meant"),
-        ('{"class_weight": "missing.npy"}', "expected a readable file of one number per class .*missing.npy"),
+        (
+            '{"class_weight": "missing.npy"}',
+            "missing.npy.*; expected a readable file of one number per class; there is none in /.*, from where",
+        ),
         ('{"axis": 1, "axis": 2}', "option 'axis' twice"),
         ("{'axis': 1, 'axis': 2}", "option 'axis' twice"),
         ('{"axis": {"a": 1, "a": 2}}', "option 'a' twice"),

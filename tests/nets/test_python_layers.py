@@ -1,6 +1,7 @@
 """Python layers that cannot be found: what was meant, and where it is looked for."""
 
 import re
+import sys
 
 import pytest
 
@@ -25,3 +26,11 @@ def test_a_name_that_is_not_there_is_told_with_the_nearest(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ImportError, match=re.escape(message)):
         find_class(module, layer)
+
+
+def test_this_package_is_meant_also_where_it_lies_in_no_folder_of_the_path(tmp_path, monkeypatch):
+    """As an editable installation has it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if "site-packages" in folder])
+    with pytest.raises(ImportError, match=re.escape("Did you mean 'multilabel_softmax_loss'?")):
+        find_class("multilabel_softmax_los", "L")
