@@ -318,6 +318,34 @@ def test_an_interrupted_comparison_goes_on_where_it_was(digits, monkeypatch, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_zoo_goes_on_where_it_was(monkeypatch, capsys, tmp_path):
+    import zoo
+
+    asked = []
+
+    def pretend(cage, batch):
+        asked.append(cage.name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return SimpleNamespace(verdict="fail" if cage in zoo.DEFECTS else "pass", warnings=[], names=[])
+
+    for name, cages in (("DEFECTS", zoo.DEFECTS[:2]), ("WARNED", []), ("RIGHT", zoo.RIGHT[:1]), ("UNTELLABLE", [])):
+        monkeypatch.setattr(zoo, name, cages)
+    monkeypatch.setattr(zoo, "ours", pretend)
+    monkeypatch.setattr(zoo, "by_child", lambda *_: "pass")
+    monkeypatch.setattr(sys, "argv", ["zoo.py", "--short", "--output", str(tmp_path / "kept")])
+    with pytest.raises(KeyboardInterrupt):
+        zoo.main()
+    assert capsys.readouterr().err == "3 of 3 layers to go, about 1 minutes\n"
+    assert zoo.main() == 0
+    shown = capsys.readouterr()
+    assert shown.err == "1 of 3 layers to go, about 1 minutes\n"
+    assert asked == [cage.name for cage in [*zoo.DEFECTS, *zoo.RIGHT * 2]]
+    assert [line.split("`")[1] for line in shown.out.splitlines() if "`" in line] == asked[:3]
+    assert "this checker 3 of 3, Caffe's criterion 1 of 3" in shown.out
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
 def test_a_comparison_of_other_sources_or_settings_starts_anew(digits, tmp_path):
     path = tmp_path / "unfinished.json"
     path.write_text(json.dumps({"sources": "a", "measured": {"softmax, seed 0": {}}}))

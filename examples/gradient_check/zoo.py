@@ -5,14 +5,19 @@
 
 Caffe's criterion is that of GradientChecker in its C++ tests: with a loss weight of 2, every analytic slope a and
 numeric slope n at step 0.01, in float32, must satisfy |a - n| <= 0.01 max(|a|, |n|, 1). The 1 is an absolute floor.
+A run that was interrupted goes on where it was.
 """
 
 import argparse
 import faulthandler
+import hashlib
+import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -23,32 +28,69 @@ from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, WARNED, Cage
 from multilabel_softmax_loss import check_layer
 from multilabel_softmax_loss.gradient_check.runners import CaffeRunner, Spec
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 BATCHES = (2, 32, 256)
+SECONDS = 1  # for a layer and a batch, on a core of a server
 COORDINATES = 200  # probed by Caffe's criterion, which itself probes all; enough to tell and quick
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="batch 2 only")
-    batches = BATCHES[:1] if parser.parse_args().short else BATCHES
+    parser.add_argument("--output", type=Path, default=HERE / "output", help="where an interrupted run is kept")
+    arguments = parser.parse_args()
+    batches = BATCHES[:1] if arguments.short else BATCHES
+    groups = (("fail", DEFECTS), ("pass, warned", WARNED), ("pass", RIGHT), ("inconclusive", UNTELLABLE))
+    todo = [(expected, cage) for expected, cages in groups for cage in cages]
+    arguments.output.mkdir(exist_ok=True)
+    unfinished = arguments.output / "unfinished.json"
+    settings = {"batches": list(batches), "sources": digest_of_sources()}
+    rows = read_unfinished(unfinished, settings)
+    minutes = math.ceil((len(todo) - len(rows)) * len(batches) * SECONDS / 60)
+    print(f"{len(todo) - len(rows)} of {len(todo)} layers to go, about {minutes} minutes", file=sys.stderr)
     print("| layer | has to be | " + " | ".join(f"batch {n}" for n in batches) + " | named | Caffe's criterion |")
     print("|---|---|" + "---|" * (len(batches) + 2))
-    right = told = count = 0
-    groups = (("fail", DEFECTS), ("pass, warned", WARNED), ("pass", RIGHT), ("inconclusive", UNTELLABLE))
-    for expected, cages in groups:
-        for cage in cages:
-            reports = [ours(cage, batch) for batch in batches]
-            theirs = [by_child(caffe_says, cage, batch) for batch in batches]
-            verdicts = [in_short(report) for report in reports]
-            names = ", ".join(dict.fromkeys(name for report in reports for name in report.names)) or "-"
-            cells = [label(cage), expected, *verdicts, names, ", ".join(theirs)]
-            print(f"| {' | '.join(cells)} |", flush=True)
-            right += verdicts.count(expected)
-            wanted = expected.split(",")[0]
-            told += sum(verdict == wanted or (wanted == "fail" and verdict != "pass") for verdict in theirs)
-            count += len(batches)
+    for number, (expected, cage) in enumerate(todo):
+        if number == len(rows):
+            rows.append(judge(expected, cage, batches))
+            unfinished.write_text(json.dumps({"settings": settings, "rows": rows}))
+        print(f"| {' | '.join(rows[number]['cells'])} |", flush=True)
+    unfinished.unlink()
+    right, told = (sum(row[name] for row in rows) for name in ("right", "told"))
+    count = len(rows) * len(batches)
     print(f"\nRight verdicts: this checker {right} of {count}, Caffe's criterion {told} of {count}.")
     return 0 if right == count else 1
+
+
+def judge(expected: str, cage: Cage, batches) -> dict:
+    """A row of the table, and how many verdicts in it are right: of this checker, and those that Caffe's tells."""
+    reports = [ours(cage, batch) for batch in batches]
+    theirs = [by_child(caffe_says, cage, batch) for batch in batches]
+    verdicts = [in_short(report) for report in reports]
+    names = ", ".join(dict.fromkeys(name for report in reports for name in report.names)) or "-"
+    wanted = expected.split(",")[0]
+    return {
+        "cells": [label(cage), expected, *verdicts, names, ", ".join(theirs)],
+        "right": verdicts.count(expected),
+        "told": sum(verdict == wanted or (wanted == "fail" and verdict != "pass") for verdict in theirs),
+    }
+
+
+def digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("multilabel_softmax_loss/**/*.py"), *HERE.glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_unfinished(path: Path, settings: dict) -> list:
+    """The rows of an interrupted run of the same settings."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return found["rows"] if found["settings"] == settings else []
 
 
 def in_short(report) -> str:
