@@ -6,6 +6,7 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from glob import glob
+from itertools import islice
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..errors import UsageError
@@ -141,8 +142,10 @@ def is_celeba(path: str) -> bool:
 
 def read_celeba(path: str, say: Say) -> Stream:
     rows = lines(path)
-    next(rows)
-    names = next(rows).split()
+    start = list(islice(rows, 2))
+    if len(start) < 2:
+        raise UsageError(f"{path} has {len(start)} lines; expected the number of images, then the names of attributes.")
+    names = start[1].split()
     yield None, dict.fromkeys(names, 0.0)
     for row in rows:
         image, *words = row.rsplit(None, len(names))
@@ -174,6 +177,7 @@ def read_nus_wide(path: str, say: Say) -> Stream:
         raise UsageError(f"{longer[0]} has more lines than {images} has images.")
 
 
+MOST_CLASSES = 10**7  # a greater index is none; each class up to the greatest takes memory
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$")
 NUMBERS = re.compile(r"(?:[ \t,;]+[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)*[ \t,;]*$")
 
@@ -207,7 +211,7 @@ def list_kinds(path: str) -> Tuple[bool, bool]:
 def read_list_indices(path: str, say: Say) -> Stream:
     for line in lines(path):
         image, numbers = list_row(line)
-        if not all(number.isdigit() for number in numbers):
+        if not all(number.isdecimal() and int(number) < MOST_CLASSES for number in numbers):
             raise UsageError(f"{path} has the row {line[:60]!r}; expected a path and class indices from 0 on.")
         yield image, {int(number): 1.0 for number in numbers}
 

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .stream import UNKNOWN, Say, Stream, is_image
 from .text import glob_escape, number_of, table
 
+OPEN_IMAGES = ("ImageID", "LabelName", "Confidence")
 NO_LABEL = "no finding"  # the tag of radiologists for an image without any
 IMAGE_NAMES = "image image_name imageid image_id image_index img filename file_name file path filepath image_path id"
 TAG_NAMES = "tags tag labels label finding_labels classes class categories category target attribute_ids attributes"
@@ -49,7 +50,7 @@ def in_range(cell: str) -> bool:
 
 
 def is_open_images(columns: Optional[Columns]) -> bool:
-    return columns is not None and {"ImageID", "LabelName", "Confidence"} <= set(columns.header)
+    return columns is not None and set(OPEN_IMAGES) <= set(columns.header)
 
 
 def tag_column(path: str) -> Optional[int]:
@@ -125,13 +126,14 @@ def read_csv_columns(path: str, say: Say) -> Stream:
 
 
 def read_open_images(path: str, say: Say) -> Stream:
-    rows = table(path)
-    header = next(rows)
-    image, label, confidence = (header.index(name) for name in ("ImageID", "LabelName", "Confidence"))
+    columns = columns_of(path)
+    if columns is None or not is_open_images(columns):
+        raise UsageError(f"{path} has no columns {', '.join(OPEN_IMAGES)}; expected a CSV of verified labels.")
+    image, label, confidence = (columns.header.index(name) for name in OPEN_IMAGES)
     descriptions = glob(os.path.join(glob_escape(os.path.dirname(path) or "."), "*class-descriptions*.csv"))
     names = {row[0]: row[1] for row in table(descriptions[0]) if len(row) > 1} if descriptions else {}
     say("Verified labels are yes or no (Confidence 1 and 0); all else is unknown.")
-    for row in rows:
+    for row in body(path, columns):
         value = number_of(row[confidence])
         if value in (0.0, 1.0):
             yield row[image], {names.get(row[label], row[label]): value}

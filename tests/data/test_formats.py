@@ -105,6 +105,10 @@ FAULTS = {
     "a row too short": ("a.csv", "image,tags\na.jpg,x\nb.jpg\n", "row 3, has 1 cells; expected 2"),
     "no value": ("a.csv", "image,cat\n" + "a.jpg,1\n" * 2000 + "b.jpg,2\n", "row 2002, has '2' for 'cat'"),
     "an attribute missing": ("a.txt", "2\nBald Young\n1.jpg 1 -1\n2.jpg 1\n", "has the row '2.jpg 1'"),
+    "no attributes": ("list_attr_celeba.txt", "2\n", "has 1 lines; expected the number of images", "celeba"),
+    "no class index": ("a.txt", "a.jpg 3\nb.jpg 99999999999\n", "has the row 'b.jpg 99999999999'"),
+    "a row of Open Images cut": ("a.csv", "ImageID, LabelName ,Confidence\n0a,/m/1,1\n0b,/m\n", "row 3, has 2 cells"),
+    "no columns of Open Images": ("a.csv", "a,b\n", "no columns ImageID, LabelName", "open-images"),
     "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
     "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
     "an image that is not listed": (
@@ -116,10 +120,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name, text, message", FAULTS.values(), ids=list(FAULTS))
-def test_a_faulty_source_is_a_sentence(name, text, message, tmp_path):
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+def test_a_faulty_source_is_a_sentence(fault, tmp_path):
+    name, text, message, *given = fault
     with pytest.raises(UsageError, match=message):
-        gather([sources.write_text(tmp_path / name, text)])
+        gather([sources.write_text(tmp_path / name, text)], given=given[0] if given else None)
 
 
 def test_images_told_twice_are_merged_and_contradictions_are_unknown(tmp_path):
