@@ -34,6 +34,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Type
 import numpy as np
 
 from .losses.options import Options, RankingOptions, SigmoidOptions, SoftmaxOptions, number
+from .param_str import OptionSet
 
 # Options of each layer by its name in python_param.
 LAYERS: Dict[str, Type[Options]] = {
@@ -212,18 +213,26 @@ def option_table(loss: str, snippets: Mapping[str, str]) -> str:
     `snippets` are texts by the names of their files, without suffix; the first one of that loss that has an option is
     the one to name.
     """
-    rows = ["| option | default | effect | source | snippet |", "|---|---|---|---|---|"]
-    for entry in dataclasses.fields(LAYERS[layer_name(loss)]):
-        mention = json.dumps(entry.name)
-        stem = next(stem for stem, text in snippets.items() if stem.startswith(loss) and mention in text)
-        cells = [
-            f"`{entry.name}`",
-            f"`{json.dumps(entry.default)}`",
-            entry.metadata["effect"],
-            entry.metadata["source"],
-        ]
-        rows.append(f"| {' | '.join([*cells, link(stem)])} |")
-    return "\n".join(rows) + "\n"
+
+    def stem_of(name: str) -> str:
+        return next(stem for stem in snippets if stem.startswith(loss) and json.dumps(name) in snippets[stem])
+
+    rows = [[*cells, link(stem_of(cells[0].strip("`")))] for cells in option_rows(LAYERS[layer_name(loss)])]
+    return table(["option", "default", "effect", "source", "snippet"], rows)
+
+
+def option_rows(options: Type[OptionSet]) -> List[List[str]]:
+    """Name, default, effect and source of each option."""
+    return [
+        [f"`{entry.name}`", f"`{json.dumps(entry.default)}`", entry.metadata["effect"], entry.metadata["source"]]
+        for entry in dataclasses.fields(options)  # type: ignore[arg-type]
+    ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    first, *others = (f"| {' | '.join(row)} |\n" for row in (head, *rows))
+    return "".join([first, "|---" * len(head), "|\n", *others])
 
 
 def snippet_list(snippets: Mapping[str, str]) -> str:
@@ -242,12 +251,17 @@ def link(stem: str) -> str:
 
 def generated(folder: Path) -> Dict[str, str]:
     """What is made from the options, by the names of the files: those *_options.prototxt, and README.md."""
+    from .data.feed import ImageDataOptions  # what pastes a loss needs no data
+
     made = {f"{loss}_options.prototxt": options_snippet(loss) for loss in LOSSES}
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.prototxt")}
     snippets = {Path(name).stem: text for name, text in {**texts, **made}.items()}
     snippets = {stem: snippets[stem] for stem in sorted(snippets, key=place)}
     tables = {
         **{f"options of the {loss} loss": option_table(loss, snippets) for loss in LOSSES},
+        "options of the image data layer": table(
+            ["option", "default", "effect", "source"], option_rows(ImageDataOptions)
+        ),
         "snippets": snippet_list(snippets),
     }
     made["README.md"] = fill_blocks((folder / "README.md").read_text(encoding="utf-8"), tables)

@@ -16,7 +16,7 @@ ARROWS = {
     "commands": {"gradient_check", "nets", "data", "parallel", *LEAVES},
     "gradient_check": {"nets", "errors"},
     "layers": {"losses", "data", "parallel", *LEAVES},
-    "prototxt": {"losses"},
+    "prototxt": {"losses", "data", "param_str"},  # the options that it writes tables of
     "nets": LEAVES,
     "data": {"nets", *LEAVES},
     "parallel": LEAVES,

@@ -48,16 +48,16 @@ def means(value: Any) -> Tuple[float, ...]:
         raise type(error)("one finite number, or one per channel") from error
 
 
-TOOL = "convert writes it"
-IMAGE_DATA = "Caffe, image_data_param"
-TRANSFORM = "Caffe, transform_param"
+TOOL = "this package"
+IMAGE_DATA = "Caffe, `image_data_param`"
+TRANSFORM = "Caffe, `transform_param`"
 
 
 @dataclass(frozen=True)
 class ImageDataOptions(OptionSet):
     """Options of MultilabelImageDataLayer, as in `param_str`; named as those of Caffe's ImageData layer."""
 
-    source: str = option("", text, "the index: a text file of images and their labels", TOOL)
+    source: str = option("", text, "the index that `convert` writes: a text file of images and their labels", TOOL)
     batch_size: int = option(1, at_least(1), "images of a batch", IMAGE_DATA)
     new_height: int = option(0, at_least(0), "resize to this height, with `new_width`; 0: not", IMAGE_DATA)
     new_width: int = option(0, at_least(0), "resize to this width, with `new_height`; 0: not", IMAGE_DATA)
