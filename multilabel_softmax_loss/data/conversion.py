@@ -61,7 +61,7 @@ class Progress:
 
     def add_pixels(self, decoded: Decoded) -> None:
         if decoded.sums is not None:
-            self.sums = decoded.sums if self.sums is None else self.sums + decoded.sums
+            self.sums = decoded.sums.astype(np.float64) + (0 if self.sums is None else self.sums)
             self.pixels += decoded.pixels
 
     def save(self, folder: str) -> None:

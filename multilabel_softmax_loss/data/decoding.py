@@ -13,7 +13,7 @@ from typing import Any, Deque, Iterable, Iterator, List, NamedTuple, Optional, S
 import numpy as np
 
 from ..errors import UsageError
-from .images import BadImage, Geometry, encode, read_image
+from .images import BadImage, Geometry, encode, prepare_process, read_image
 from .writers import Prepared
 
 CHUNK = 16  # images that a process is given at once
@@ -41,7 +41,8 @@ class Recipe(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A chunk of images, and the sum of their pixels: over the images where all have one size, else over all pixels."""
+    """A chunk of images, and the sum of their pixels: float32 (height, width, channels) over the images where all have
+    one size, else float64 (channels,) over all pixels."""
 
     images: List[Prepared]
     sums: Optional[np.ndarray]
@@ -52,7 +53,9 @@ def decode_chunk(paths: Sequence[str], recipe: Recipe, wants_sums: bool) -> Deco
     import cv2
 
     size = recipe.geometry.size
-    sums = np.zeros((*size, recipe.channels) if size else recipe.channels) if wants_sums else None
+    sums: Optional[np.ndarray] = None
+    if wants_sums:
+        sums = np.zeros((*size, recipe.channels), np.float32) if size else np.zeros(recipe.channels)
     images, pixels = [], 0
     for path in paths:
         try:
@@ -64,9 +67,9 @@ def decode_chunk(paths: Sequence[str], recipe: Recipe, wants_sums: bool) -> Deco
         images.append(Prepared(recipe.encode(image), (recipe.channels, height, width)))
         if sums is not None:
             if size:
-                cv2.accumulate(image.reshape(sums.shape), sums)  # whole numbers, exact in float64
+                cv2.accumulate(image.reshape(sums.shape), sums)  # whole numbers, exact for some 65,000 images
             else:
-                sums += image.reshape(-1, recipe.channels).sum(axis=0)
+                sums += cv2.sumElems(image)[: recipe.channels]
             pixels += height * width
     return Decoded(images, sums, pixels)
 
@@ -79,9 +82,7 @@ class Decoders:
         self.pool: Optional[ProcessPoolExecutor] = None
 
     def __enter__(self) -> Decoders:
-        import cv2
-
-        cv2.setNumThreads(0)  # its threads would be lost in a fork, and images are what is done in parallel
+        prepare_process()
         if self.jobs > 1:
             self.pool = ProcessPoolExecutor(self.jobs, initializer=end_with, initargs=(os.getpid(),))
         return self
@@ -118,7 +119,5 @@ def end_with(parent: int) -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    import cv2
-
-    cv2.setNumThreads(0)
+    prepare_process()
     threading.Thread(target=watch, daemon=True).start()
