@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .feed import Feed, Task, prepare
+from .images import prepare_process
 
 WORKER = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -30,18 +31,25 @@ PER_WORKER = 2  # batches under way in each
 
 
 class Job(NamedTuple):
-    """What a worker is told: the number of images' place in shared memory, and the images."""
+    """What a worker is told: the number of the batch's place in shared memory, and the images."""
 
     slot: int
     tasks: List[Task]
 
 
+class Asked(NamedTuple):
+    """A batch under way: its number, its rows of the index, who prepares it, and its place in shared memory."""
+
+    batch: int
+    rows: List[int]
+    process: Any
+    slot: int
+
+
 def work() -> None:
     """A worker: batches are prepared as they are asked for on the standard input, until it ends."""
-    import cv2
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the standard input ends it
-    cv2.setNumThreads(0)
+    prepare_process()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     options, handle, shape = pickle.load(requests)
@@ -79,7 +87,10 @@ class Ahead:
     def __init__(self, feed: Feed, workers: Optional[int] = None):
         self.feed, self.options = feed, feed.options
         self.next = 0  # the batch that is delivered next
-        self.asked: Deque[Tuple[int, List[int]]] = deque()  # slots and rows of the batches under way
+        self.step = 1  # how far apart the batches are that are asked for
+        self.last: Optional[int] = None  # the batch delivered last
+        self.asked: Deque[Asked] = deque()  # the batches under way
+        self.jobs = 0  # how many were asked for in all
         self.processes: List[Any] = []
         self.workers = default_workers() if workers is None else workers
         if not hasattr(os, "fork"):  # Windows passes no file descriptors on
@@ -112,29 +123,28 @@ class Ahead:
 
     def skip(self, batches: int) -> None:
         """Go on as if so many batches had been delivered."""
-        while self.asked:
-            self.wait()
         self.next += batches
 
     def ask(self) -> None:
-        """Have the workers begin all batches that there is room for."""
+        """Have the workers begin all batches that there is room for, if they are as far apart as the last two were."""
         while len(self.asked) < len(self.slots):
-            batch = self.next + len(self.asked)
+            batch = self.asked[-1].batch + self.step if self.asked else self.next
             rows, tasks = self.feed.tasks(batch)
-            slot = batch % len(self.slots)
-            self.tell(self.processes[batch % len(self.processes)], Job(slot, tasks))
-            self.asked.append((batch, rows))
+            process, slot = self.processes[self.jobs % len(self.processes)], self.jobs % len(self.slots)
+            self.jobs += 1
+            self.tell(process, Job(slot, tasks))
+            self.asked.append(Asked(batch, rows, process, slot))
 
-    def wait(self) -> Tuple[int, List[int]]:
-        """Until the oldest batch asked for is ready; its number and rows."""
-        batch, rows = self.asked.popleft()
+    def wait(self) -> Asked:
+        """Until the oldest batch asked for is ready."""
+        asked = self.asked.popleft()
         try:
-            error = pickle.load(self.processes[batch % len(self.processes)].stdout)
+            error = pickle.load(asked.process.stdout)
         except EOFError as ended:
             raise self.dead() from ended
-        if error is not None:
+        if error is not None and asked.batch == self.next:
             raise UsageError(error)
-        return batch, rows
+        return asked
 
     @property
     def size(self) -> int:
@@ -146,14 +156,19 @@ class Ahead:
         if self.workers:
             if not self.processes:
                 self.start(self.workers)
+            while self.asked and self.asked[0].batch != self.next:
+                self.wait()  # one that was passed over
             self.ask()
-            batch, rows = self.wait()
-            images[...] = self.slots[batch % len(self.slots)][: len(rows)]
+            found = self.wait()
+            rows = found.rows
+            images[...] = self.slots[found.slot][: len(rows)]
         else:
             rows, tasks = self.feed.tasks(self.next)
             for task, out in zip(tasks, images):
                 prepare(task, self.options, out)
         labels[...] = self.feed.label_rows(rows)
+        self.step = 1 if self.last is None else self.next - self.last
+        self.last = self.next
         self.next += 1
         if self.processes:
             self.ask()

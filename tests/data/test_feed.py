@@ -93,6 +93,16 @@ def test_images_and_labels_belong_together_and_any_place_can_be_gone_to(workers,
     later.close()
 
 
+def test_batches_of_others_are_not_decoded(index):
+    ahead, here = (Ahead(feed(index, crop_size=17), workers) for workers in (2, 0))
+    for _ in range(20):
+        assert_same(deliver(ahead, 1), deliver(here, 1))
+        ahead.skip(2)
+        here.skip(2)
+    assert ahead.jobs <= 20 + 2 * len(ahead.slots)
+    ahead.close()
+
+
 def test_processes_deliver_what_this_one_would(index):
     options = {"crop_size": 17, "mirror": True}
     ahead, here = (Ahead(feed(index, **options), workers) for workers in (2, 0))
