@@ -28,6 +28,7 @@ from .terminal import progress_bar
 
 WITHOUT_CAFFE = True  # but for the proof at the end
 DEFAULT_SIZE = (256, 256)
+FEW = 8  # images at once in the proof in Caffe
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss convert photos.csv --images photos --out tags --dry-run
@@ -222,7 +223,7 @@ def write_files(plan: Plan, progress: Progress, written: Dict[str, List[int]], f
         gray=plan.recipe.gray,
         geometry=plan.recipe.geometry,
         has_unknown=plan.labels.has_unknown,
-        hdf5_mean=round(float(np.mean(mean)), 6),
+        hdf5_mean=round(float(np.mean(mean)), 3),
     )
     texts = {
         "classes.txt": "".join(f"{name}\n" for name in plan.labels.classes),
@@ -241,6 +242,7 @@ def write_files(plan: Plan, progress: Progress, written: Dict[str, List[int]], f
             file.write(mean_blob(image))
     for name, text in texts.items():
         write_text(facts.path(name), text)
+    os.makedirs(facts.path(net_files.RUN), exist_ok=True)
     return facts
 
 
@@ -253,7 +255,7 @@ def prove_in_caffe(plan: Plan, facts: net_files.NetFacts, written: Dict[str, Lis
         print("Caffe is not installed for this Python, so the net was not run; the data were read back all the same.")
         return 0
     expected: Dict[str, Optional[np.ndarray]] = {
-        phase: np.stack([plan.labels.dense(row) for row in written[split][: facts.batch]])
+        phase: np.stack([plan.labels.dense(row) for row in written[split][:FEW]])
         for phase, split in (("TRAIN", "train"), ("TEST", "val"))
         if split in facts.counts
     }
@@ -265,13 +267,16 @@ def prove_in_caffe(plan: Plan, facts: net_files.NetFacts, written: Dict[str, Lis
 
 def forward(job: Any) -> int:
     """In the child: run the net `job.net`; its labels have to be those expected, its loss a number."""
+    from ..nets.data_layers import limit_batches
     from ..nets.python_layers import running
     from ..nets.reading import read_prototxt
     from ..nets.weights import load_net
 
     losses = []
     for phase, labels in job.expected.items():
-        net = load_net(read_prototxt(job.net), job.net, phase)
+        written = read_prototxt(job.net)
+        limit_batches(written.layer, FEW)
+        net = load_net(written, job.net, phase)
         with running(job.net):
             net.forward()
         found = net.blobs["labels"].data
@@ -282,5 +287,5 @@ def forward(job: Any) -> int:
         losses.append(f"{phase} {float(net.blobs['loss'].data):.4f}")
         if not np.isfinite(net.blobs["loss"].data):
             raise UsageError(f"{job.net}: the loss of the {phase} net is not finite.")
-    print(f"Run in Caffe: {job.net}, one batch of each phase; loss {', '.join(losses)}.", flush=True)
+    print(f"Run in Caffe: {job.net}, a few images of each phase; loss {', '.join(losses)}.", flush=True)
     return 0

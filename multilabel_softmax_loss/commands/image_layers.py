@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from itertools import islice
@@ -16,7 +15,7 @@ from ..errors import UsageError
 from ..files import read_lines
 from ..nets.data_layers import sources
 from ..nets.databases import open_database
-from ..nets.image_index import index_options, reads_index
+from ..nets.image_index import change_options, index_options, reads_index
 from ..nets.weights import load_net
 from .images import decode, decode_image, read_bytes
 from .preprocessing import NAME, Preprocessing, read_mean_image
@@ -195,9 +194,7 @@ def one_image_layer(layer: Any, path: str, folder: str) -> Any:
         index = os.path.join(folder, "index.txt")
         labels = read_index(index_options(layer)["source"])
         write_index(index, labels._replace(paths=[path]), [0])
-        copy.python_param.param_str = json.dumps(
-            {**index_options(layer), "source": index, "batch_size": 1, "workers": 0}
-        )
+        change_options(copy, source=index, batch_size=1, workers=0)
         return copy
     copy.data_param.source, copy.data_param.batch_size = os.path.join(folder, "lmdb"), 1
     copy.data_param.backend = copy.data_param.LMDB

@@ -19,7 +19,7 @@ from ..nets.data_layers import (
     sources,
 )
 from ..nets.heads import Head, choose_head, unsaturated
-from ..nets.image_index import put_in_order, reads_index
+from ..nets.image_index import change_options, reads_index
 from ..nets.pairing import parameter_of
 from ..nets.python_layers import running
 from ..nets.reading import phase_layers, read_prototxt
@@ -116,7 +116,7 @@ def only_phase(net: Any, layers: List[Any], data: Optional[str], path: str) -> N
         raise UsageError(f"{path} has {len(found)} data layers; --data needs exactly one, so edit the sources there.")
     for layer in found:
         if reads_index(layer):
-            put_in_order(layer, data)
+            change_options(layer, shuffle=False, **({} if data is None else {"source": data}))
             continue
         parameter = parameter_of(layer)
         for name in {"shuffle", "rand_skip"} & set(parameter.DESCRIPTOR.fields_by_name):

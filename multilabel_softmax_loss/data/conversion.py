@@ -91,7 +91,7 @@ class Progress:
         if self.sums is None or not self.pixels:
             return []
         return [
-            round(float(value), 6) for value in self.sums.reshape(-1, self.sums.shape[-1]).sum(axis=0) / self.pixels
+            round(float(value), 3) for value in self.sums.reshape(-1, self.sums.shape[-1]).sum(axis=0) / self.pixels
         ]
 
     def mean_image(self) -> Optional[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from .images import Geometry
 
 EPOCHS = 20
+RUN = "run"  # the folder of snapshots, which Caffe itself does not make
 SMALL_NET = """\
 # ---- Your net goes here, from "data" to "scores". This one is a small start.
 layer { name: "scaled" type: "Power" bottom: "data" top: "scaled" power_param { scale: 0.0078125 } }  # 1 / 128
@@ -173,7 +174,7 @@ momentum: 0.9
 lr_policy: "fixed"
 max_iter: {EPOCHS * epoch}  # {EPOCHS} times through the training images
 snapshot: {epoch}
-snapshot_prefix: {quoted(facts.path("run/net"))}
+snapshot_prefix: {quoted(facts.path(f"{RUN}/net"))}
 random_seed: 1
 """
 
@@ -195,7 +196,7 @@ def preprocessing(facts: NetFacts) -> Dict[str, Any]:
 
 def next_steps(facts: NetFacts, program: str) -> str:
     """What to type next."""
-    net, run, weights = facts.path("train_val.prototxt"), facts.path("run"), facts.path("run/best.caffemodel")
+    net, run, weights = facts.path("train_val.prototxt"), facts.path(RUN), facts.path(f"{RUN}/best.caffemodel")
     steps = [f"train {facts.path('solver.prototxt')} --out {run} --preprocessing {facts.path('preprocessing.json')}"]
     if "val" in facts.counts:
         steps.append(f"evaluate {net} {weights} --classes {facts.path('classes.txt')}")

@@ -9,7 +9,7 @@ from ..errors import UsageError, warn
 from .class_labels import check_class_labels
 from .databases import check_datums, count_database
 from .hdf5_lists import count_hdf5
-from .image_index import count_index, index_batch_size, reads_index
+from .image_index import change_options, count_index, index_batch_size, reads_index
 from .means import check_mean
 from .pairing import READERS, check_pairs, parameter_of
 from .text_lists import LOOKED_FOR, listed_images
@@ -68,6 +68,16 @@ def count_samples(layer: Any) -> int:
 def batch_size(layer: Any) -> int:
     """That of a layer that `count_samples` knows."""
     return index_batch_size(layer) if reads_index(layer) else parameter_of(layer).batch_size
+
+
+def limit_batches(layers: Sequence[Any], most: int) -> None:
+    """Have each of the layers that `batch_size` knows bring at most so many samples at once."""
+    for layer in counted(layers):
+        size = min(batch_size(layer), most)
+        if reads_index(layer):
+            change_options(layer, batch_size=size)
+        else:
+            parameter_of(layer).batch_size = size
 
 
 def check_data(layers: Sequence[Any], path: str, meeting: Sequence[Tuple[str, str]] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 from ..errors import UsageError
 from ..param_str import parse_literal
@@ -44,9 +44,6 @@ def index_batch_size(layer: Any) -> int:
     return size
 
 
-def put_in_order(layer: Any, source: Optional[str] = None) -> None:
-    """Have the layer read its images, or those of another index, in their order."""
-    options = {**index_options(layer), "shuffle": False}
-    if source is not None:
-        options["source"] = source
-    layer.python_param.param_str = json.dumps(options)
+def change_options(layer: Any, **options: Any) -> None:
+    """Put options into its param_str, in place of what it has of these names."""
+    layer.python_param.param_str = json.dumps({**index_options(layer), **options})
