@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,8 +16,9 @@ SOFTWARE = "multilabel_softmax_loss"  # as curves.png says of itself
 
 def is_ours(path: str) -> bool:
     """Whether a picture is one that `draw_curves` made."""
-    with open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb") as file:
         return SOFTWARE.encode() in file.read(1 << 12)
+    return False
 
 
 class Curves:

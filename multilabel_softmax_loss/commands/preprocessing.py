@@ -204,7 +204,7 @@ def read_mean_image(path: str) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             blob.ParseFromString(file.read())
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a name with a NUL byte
         raise cannot_be_read(path, "a mean image", error) from error
     except (DecodeError, SystemError, RuntimeWarning) as error:
         raise UsageError(f"{path} is torn, or no mean image: it does not parse as a BlobProto.") from error

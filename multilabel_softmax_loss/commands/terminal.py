@@ -38,6 +38,9 @@ class Lasting:
         except OSError as error:
             self.drop(error)
 
+    def close(self) -> None:
+        """Stay open, whatever a layer closes, as reports come after it."""
+
     def drop(self, error: OSError) -> None:
         """Go on without a reader; a disk that is full is another matter."""
         if error.errno not in (errno.EPIPE, errno.EIO):

@@ -175,6 +175,8 @@ def run_folder(file: SolverFile, out: Optional[str]) -> RunFolder:
     """The folder of the run, with the names of its snapshots: `out`, else what the solver says."""
     place, name = os.path.split(file.param.snapshot_prefix)
     stem = os.path.splitext(file.path)[0]
+    if name in (".", ".."):
+        raise UsageError(f"{file.path} has snapshot_prefix {file.param.snapshot_prefix!r}; expected how names begin.")
     return RunFolder(out or place or f"{stem}_run", name or os.path.basename(stem))
 
 

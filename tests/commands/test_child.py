@@ -1,6 +1,7 @@
 """The child process of a command: how it ends, by a signal, an abort or an error, and what is said of that."""
 
 import argparse
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from support.tiny_nets import OURS, listing, make_run, run_command
 from multilabel_softmax_loss.__main__ import main
 from multilabel_softmax_loss.commands.child import run_reporting
 from multilabel_softmax_loss.commands.scratch import scratch_folder
-from multilabel_softmax_loss.commands.terminal import printing_aside
+from multilabel_softmax_loss.commands.terminal import Lasting, printing_aside
 
 START = "python -m multilabel_softmax_loss train: error: "
 
@@ -238,6 +239,13 @@ def test_what_layers_print_goes_aside_and_is_cut(capfd):
     said, aside = capfd.readouterr()
     assert said == ""
     assert aside.splitlines() == [*map(str, range(100)), "(What layers print further is left out.)"]
+
+
+def test_a_layer_cannot_close_the_standard_output():
+    stream = Lasting(io.StringIO(), "output")
+    stream.close()
+    stream.write("the report")
+    assert stream.getvalue() == "the report"
 
 
 def test_closed_streams_change_neither_work_nor_status():

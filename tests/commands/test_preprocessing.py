@@ -242,6 +242,7 @@ GOOD = {"mean": [1, 2, 3], "scale": 1, "channels": "BGR"}
         pytest.param({**GOOD, "mean": [1, "2", 3]}, "not all of which is a finite number", id="a string in it"),
         pytest.param({**GOOD, "mean": [1, True, 3]}, "not all of which is a finite number", id="true in it"),
         pytest.param({**GOOD, "mean": "no.binaryproto"}, "no.binaryproto (a mean image) cannot be read", id="no mean"),
+        pytest.param({**GOOD, "mean": "m\0"}, "m\\x00' (a mean image) cannot be read: embedded null byte", id="NUL"),
         pytest.param({**GOOD, "mean": "list.txt"}, "list.txt is torn, or no mean image", id="foreign mean"),
         pytest.param({**GOOD, "mean": "mean.binaryproto", "channels": "GRAY"}, "of 3 channels for GRAY", id="gray"),
         pytest.param({**GOOD, "scale": True}, "has scale True, which is no finite number", id="true as scale"),
