@@ -18,7 +18,7 @@ from ..nets.image_index import reads_index
 from ..nets.locating import located
 from ..nets.python_layers import check_python_layers, python_layer_errors, staying
 from ..nets.reading import phase_layers, read_prototxt
-from ..nets.weights import check_layer_names
+from ..nets.weights import check_layer_names, read_weights
 from ..parallel.blobs import FusedBlobs
 from ..parallel.ranks import ranks
 from ..parallel.window import window
@@ -56,6 +56,9 @@ def read_solver(path: str) -> SolverFile:
     param = read_prototxt(path, "SolverParameter")
     file = SolverFile(path, param, *solver_nets(param, path))
     check_numbers(param, path)
+    for names in param.weights:
+        for name in names.split(","):
+            read_weights(name.strip())
     return file
 
 

@@ -119,6 +119,9 @@ def test_quiet_when_piped(tmp_path):
         pytest.param({"solver.prototxt": ("0.02", "nan")}, (), "solver.prototxt has base_lr nan", id="nan as base_lr"),
         pytest.param({"solver.prototxt": ("max_iter", "iter_size: 0 max_iter")}, (), "iter_size 0", id="iter_size"),
         pytest.param({"solver.prototxt": ("/run/tiny", "/run/..")}, (), "expected how names begin", id="prefix"),
+        pytest.param(
+            {"solver.prototxt": ("net:", 'weights: "no.h5" net:')}, (), "no.h5 is no file", id="solver's weights"
+        ),
         pytest.param({}, ("--weights", "nan.caffemodel"), "'scores' that are not finite", id="nan in the weights"),
         pytest.param({}, ("--best-by", "mAPP"), "no test metric 'mAPP'; did you mean 'mAP'?", id="metric"),
         pytest.param({}, ("-k", "0"), "-k is 0; expected a whole number of at least 1.", id="k"),
