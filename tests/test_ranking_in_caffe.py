@@ -1,5 +1,7 @@
 """The ranking layer in real Caffe: what the function says, its gradient, its one top, and the commands around it."""
 
+import json
+
 import numpy as np
 import pytest
 from support.caffe_nets import loss_and_gradient, loss_net, random_scores
@@ -41,10 +43,15 @@ def test_the_commands_rank_by_its_scores_and_deploy_leaves_them(tmp_path, run_he
     make_run(tmp_path, loss=loss)
     trained = run_here("train", "solver.prototxt", folder=tmp_path, check=0).stdout
     assert "Best test_mAP" in trained
-    scored = run_here("evaluate", "train_val.prototxt", "run/best.caffemodel", folder=tmp_path, check=0).stdout
+    (tmp_path / "zero.json").write_text(json.dumps({"probabilities": "none", "thresholds": [0.0] * 6}))
+    words = ("evaluate", "train_val.prototxt", "run/best.caffemodel", "--thresholds", "zero.json")
+    scored = run_here(*words, folder=tmp_path, check=0).stdout
     assert float(scored.split("net, top 3")[1].split()[0]) > 0.8  # 0.3 of the samples have a class
+    assert float(scored.split("net, thresholds")[1].split()[8]) > 0.7  # OF1 of what scores above 0
     words = ("deploy", "train_val.prototxt", "--weights", "run/best.caffemodel")
-    run_here(*words, folder=tmp_path, check=0)
+    told = run_here(*words, folder=tmp_path, check=0).stdout
+    assert "the training net's scores, " in told
+    assert "Written: deploy.prototxt; it leaves 'scores' as they are, and makes no probabilities of them" in told
     deployed = (tmp_path / "deploy.prototxt").read_text()
     assert 'type: "Softmax"' not in deployed
     assert 'type: "Sigmoid"' not in deployed

@@ -19,10 +19,11 @@ LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
 EXAMPLE = """example:
   python -m multilabel_softmax_loss deploy train_val.prototxt --weights run/best.caffemodel
 
-Data layers become Input, the loss becomes Softmax or Sigmoid (blob "prob"), and what only training needs goes: fillers,
-learning rates, Dropout, and all that the scores do not depend on. The file is written if, on random input, its
-probabilities are those of the training net to 1e-5, in Caffe and in OpenCV. Without --weights random ones serve for
-the proof. Exit status 1: they differ, nothing is written. 3: OpenCV cannot run the net; the file is written.
+Data layers become Input, the loss becomes Softmax or Sigmoid (blob "prob"; none for a ranking loss, which leaves raw
+scores), and what only training needs goes: fillers, learning rates, Dropout, and all that the scores do not depend on.
+The file is written if, on random input, its probabilities are those of the training net to 1e-5, in Caffe and in
+OpenCV. Without --weights random ones serve for the proof. Exit status 1: they differ, nothing is written. 3: OpenCV
+cannot run the net; the file is written.
 """
 
 
@@ -106,12 +107,17 @@ def deploy(
     if not replace and os.path.isfile(out) and str(read_prototxt(out)) != text:
         raise UsageError(f"{out} is there already, and differs; --out {out} replaces it.")
     proof = prove(reference, deployed, head, path, out)
-    tell_proof(proof, out)
+    tell_proof(proof, out, "scores" if head.activation == "none" else "probabilities")
     if proof.status == 1:
         print(f"{out} is not written.")
     else:
         write_text(out, text)
-        print(f"Written: {out}")
+        raw = (
+            f"; it leaves {head.scores!r} as they are, and makes no probabilities of them"
+            if head.activation == "none"
+            else ""
+        )
+        print(f"Written: {out}{raw}")
     return proof.status
 
 
@@ -130,10 +136,10 @@ def named_shapes(shapes: Mapping[str, Shape], names: Sequence[str], path: str) -
     return {name: shapes[name] for name in names}
 
 
-def tell_proof(proof: Proof, out: str) -> None:
+def tell_proof(proof: Proof, out: str, quantity: str) -> None:
     described = ", ".join(f"{name} {'x'.join(map(str, values.shape))}" for name, values in proof.inputs.items())
     span = f"{proof.expected.min():.4f} to {proof.expected.max():.4f}"
-    print(f"Random input ({described}); the training net's probabilities, {span}, differ by at most")
+    print(f"Random input ({described}); the training net's {quantity}, {span}, differ by at most")
     for reader, values in proof.found.items():
         if isinstance(values, str):
             print(f"    {reader}: cannot run this net: {values}")

@@ -45,7 +45,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="files that OpenCV reads (JPEG, PNG, ...)")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--top-k", type=int, metavar="K", help="the K likeliest classes (default: 3)")
-    choice.add_argument("--threshold", type=float, metavar="T", help="the classes of probability T or more")
+    choice.add_argument(
+        "--threshold", type=float, metavar="T", help="the classes of probability (or ranked score) T or more"
+    )
     choice.add_argument("--thresholds", metavar="FILE", help="a threshold per class, from evaluate --tune-thresholds")
     parser.add_argument(
         "--at-least-one", action="store_true", help="the likeliest class where none reaches its threshold"
@@ -94,7 +96,7 @@ def predict(
     scores: Optional[str] = None,
     activation: Optional[str] = None,
 ) -> List[Dict[str, Any]]:
-    """For each image {"image": its path, "labels": [{"class": its name, "score": its probability}, ...]}."""
+    """For each image {"image": its path, "labels": [{"class": its name, "score": its probability or score}, ...]}."""
     if os.path.isfile(net) and not os.path.isfile(weights):  # what is wrong with the net is told in reading it
         raise UsageError(f"{weights} is no file; expected weights.")
     recipe = find_preprocessing(weights, preprocessing)

@@ -95,12 +95,11 @@ def levels_of(
     if names and tuned_names and tuned_names not in (names, [str(k) for k in range(classes)]):
         k = next(k for k in range(classes) if names[k] != tuned_names[k])
         raise UsageError(f"{path} has {tuned_names[k]!r} as class {k}; expected {names[k]!r}, as classes are named.")
+    if tuned not in (None, head.activation):
+        was, given = ("scores" if kind == "none" else f"{kind} probabilities" for kind in (tuned, head.activation))
+        raise UsageError(f"{path} was tuned on {was}; expected {given}, which this net gives.")
     if head.activation == "none":
         return values
-    if tuned not in (None, head.activation):
-        raise UsageError(
-            f"{path} was tuned on {tuned} probabilities; expected {head.activation}, which this net gives."
-        )
     if (values[np.isfinite(values)] > 1).any() or not (values >= 0).all():
         raise UsageError(f"{path} holds thresholds from {values.min():g} to {values.max():g}; expected 0 to 1.")
     if log_odds is None:

@@ -34,6 +34,12 @@ def test_thresholds_by_hand_are_probabilities(tmp_path):
     assert levels_of(read_thresholds(path), path, 4, NONE).tolist() == [0, 0.25, 1, np.inf]
 
 
+def test_thresholds_of_probabilities_are_none_of_scores(tmp_path):
+    path = write(tmp_path, thresholds=[0.5], probabilities="softmax")
+    with pytest.raises(UsageError, match="tuned on softmax probabilities; expected scores, which this net gives"):
+        levels_of(read_thresholds(path), path, 1, NONE)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
