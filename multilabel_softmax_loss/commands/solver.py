@@ -115,14 +115,16 @@ class SeededSolver:
     file : what to solve.
     prefix : the snapshot_prefix, in a folder that exists; the solver that Caffe reads is written there too.
     seed : the run's.
+    stop : not empty once this process is asked to end; `asked` is whether any rank was, as all know after an iteration.
 
     Raises
     ------
     UsageError : a layer of the nets cannot be made, or the TRAIN net has no loss.
     """
 
-    def __init__(self, file: SolverFile, prefix: str, seed: int):
-        self.file, self.prefix, self.seed = file, prefix, seed
+    def __init__(self, file: SolverFile, prefix: str, seed: int, stop: Sequence[int]):
+        self.file, self.prefix, self.seed, self.stop = file, prefix, seed, stop
+        self.asked = False
         self.caffe_solver = self.make()
         self.net = self.caffe_solver.net
         self.losses = loss_outputs(self.net, file.path)
@@ -136,10 +138,11 @@ class SeededSolver:
         self.net.after_forward(self.note_losses)
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
-        self.is_late = file.param.iter_size > 1 and sum(map(bool, self.net.blob_loss_weights.values())) == 1
+        self.shares = ranks.size > 1 or file.param.iter_size > 1
+        self.is_late = self.shares and sum(map(bool, self.net.blob_loss_weights.values())) == 1
         if ranks.size > 1:
             say(f"{tell_samples(ranks.size, self.batch_sizes)} per iteration; base_lr is as the solver says.")
-        if ranks.size > 1 or self.is_late:
+        if self.shares:
             self.caffe_solver.add_callback(lambda: None, self.share_gradients)
 
     def make(self) -> Any:
@@ -207,9 +210,26 @@ class SeededSolver:
 
     def share_gradients(self) -> None:
         """Put the gradients of this iteration right; Caffe calls this before it changes the weights."""
-        factor = window.factor(self.file.param.iter_size)
-        if factor != 1 or ranks.size > 1:
-            self.weights.add_up("diff", factor, f"the gradients of iteration {self.iteration}")
+        batches = len(self.noted)
+        self.told = self.weights.add_up(
+            "diff",
+            window.scale(),
+            lambda sums: window.rest(sums[1], batches),
+            self.numbers(),
+            f"the gradients of iteration {self.iteration}",
+        )
+
+    def numbers(self) -> List[float]:
+        """What this rank tells of an iteration: whether it was asked to end, its divisor, its part of each loss."""
+        weights: Dict[str, List[float]] = {}
+        for owner, part in zip(self.owners, window.parts):
+            weights.setdefault(owner, []).append(part.divisor / (part.whole or 1.0))
+        each = [1 / ranks.size] * len(self.noted)
+        losses = [
+            sum(noted[name] * weight for noted, weight in zip(self.noted, weights.get(name, each)))
+            for name in self.noted[0]
+        ]
+        return [float(bool(self.stop)), window.own(), *losses]
 
     def note_losses(self, layer: int) -> None:
         """Note the losses of a batch that has gone through the last layer; Caffe calls this after each layer."""
@@ -222,16 +242,13 @@ class SeededSolver:
 
     def iteration_losses(self) -> Dict[str, float]:
         """The losses of the iteration by name: sums of what each batch of each rank contributes."""
-        batches, parts = len(self.noted), window.parts
-        shares: Dict[str, List[float]] = {name: [] for name in self.noted[0]}
-        for owner, part in zip(self.owners, parts):
-            shares.setdefault(owner, []).append(part.share())
-        own = [
-            sum(noted[name] * share for noted, share in zip(self.noted, shares[name] or [1 / ranks.size] * batches))
-            for name in self.noted[0]
-        ]
-        sums = ranks.gather(own, f"the losses of iteration {self.iteration - 1}").sum(axis=0) / batches
-        losses = dict(zip(self.noted[0], sums.tolist()))
+        asked, whole, *sums = self.told if self.shares else self.numbers()
+        self.asked = bool(asked)
+        batches, late = len(self.noted), self.owners if self.is_late else ()
+        rest = window.rest(whole, batches)
+        losses = {
+            name: float(total) * (rest if name in late else 1) / batches for name, total in zip(self.noted[0], sums)
+        }
         weights = self.net.blob_loss_weights
         self.weighted_loss = sum(weights[name] * loss for name, loss in losses.items())
         if not self.is_late and not self.has_told_means:
@@ -274,11 +291,11 @@ class SeededSolver:
         """What the seeds of an iteration are made of; each rank has its own, as for Dropout."""
         return (self.seed, 0, iteration, *([ranks.rank] if ranks.rank else []))
 
-    def fast_forward(self, stop: Sequence[int]) -> None:
-        """Put the data where they were in this iteration; gives up once `stop` is not empty."""
+    def fast_forward(self) -> None:
+        """Put the data where they were in this iteration; gives up once this process is asked to end."""
         moments = [self.moment(iteration) for iteration in range(self.iteration)]
         with staying():
-            fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, stop)
+            fast_forward(self.net, self.file.train.net.layer, moments, self.file.param.iter_size, self.stop)
 
 
 def reseed(*key: int) -> None:

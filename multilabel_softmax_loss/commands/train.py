@@ -135,8 +135,8 @@ def train(
         manifest = newest_for_all(folder) if resume else None
         seed = ranks.share(manifest["seed"] if manifest else first_seed(file), "the seed")
         with ranks.together("making the solver"):
-            seeded = SeededSolver(file, prefix.path, seed)
-            training = Training(seeded, folder, stop, choices)
+            seeded = SeededSolver(file, prefix.path, seed, stop)
+            training = Training(seeded, folder, choices)
             if not resume and ranks.rank == 0:
                 begin_weights(seeded, weights)
                 if unknown:
@@ -197,8 +197,8 @@ def stopping() -> Iterator[List[int]]:
 class Training:
     """A solver, its place in the run, and what is recorded of it."""
 
-    def __init__(self, solver: SeededSolver, folder: RunFolder, stop: List[int], choices: Choices):
-        self.solver, self.folder, self.stop, self.choices = solver, folder, stop, choices
+    def __init__(self, solver: SeededSolver, folder: RunFolder, choices: Choices):
+        self.solver, self.folder, self.choices = solver, folder, choices
         self.interrupted = False
         numbers = range(len(solver.file.tests))
         self.tests = [TestNet(solver, number, choices.k, choices.positive_above) for number in numbers]
@@ -253,7 +253,7 @@ class Training:
         self.saved = self.solver.iteration
         self.seconds = manifest["seconds"]
         self.best.resume(ranks.share(self.folder.best_of(manifest), "the best test"))
-        self.solver.fast_forward(self.stop)
+        self.solver.fast_forward()
         if changed:
             warn("train", f"the run goes on otherwise than it began: {'; '.join(changed)}. (Its random seed stays.)")
         say(f"Resumed {self.folder.path} at iteration {self.solver.iteration}.")
@@ -262,7 +262,8 @@ class Training:
         solver, param = self.solver, self.solver.file.param
         recent: List[float] = []
         with progress_bar(param.max_iter, "it", initial=solver.iteration, leave=True) as bar:
-            while solver.iteration < param.max_iter and not self.asked():
+            self.asked()
+            while solver.iteration < param.max_iter and not self.interrupted:
                 begin = time.monotonic()
                 row = self.new_row()
                 if self.test_is_due() and not self.test(row):
@@ -302,7 +303,7 @@ class Training:
 
     def asked(self) -> bool:
         """Whether any rank was asked to end; all of them ask this together, and end then."""
-        self.interrupted = self.interrupted or ranks.any(self.stop, f"iteration {self.solver.iteration}")
+        self.interrupted = self.interrupted or ranks.any(self.solver.stop, f"iteration {self.solver.iteration}")
         return self.interrupted
 
     def new_row(self) -> Dict[str, float]:
@@ -313,6 +314,7 @@ class Training:
         """One iteration; its losses go into `row`."""
         try:
             row.update(self.solver.step())
+            self.interrupted = self.interrupted or self.solver.asked
         except LAYER_ERRORS as error:
             raise self.explain(error, f"iteration {row['iteration']}") from error
 

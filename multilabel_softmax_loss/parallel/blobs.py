@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class FusedBlobs:
             self.groups.append(Group(dtype, chosen, offset, count))
             offset += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         self.memory = ranks.memory(max(offset, ALIGNMENT))
+        self.places = [(group.dtype.str, group.offset, group.length) for group in self.groups]
 
     def parts(self, kind: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Each blob's "data" or "diff", and its place in the memory, in the same shape."""
@@ -46,18 +47,26 @@ class FusedBlobs:
                 yield values, flat[at : at + values.size].reshape(values.shape)
                 at += values.size
 
-    def add_up(self, kind: str, factor: float, name: str) -> None:
-        """Have the blobs be the sum over the ranks of what they are times `factor`, which is each rank's own."""
+    def add_up(
+        self, kind: str, scale: float, rest: Callable[[np.ndarray], float], numbers: Sequence[float], name: str
+    ) -> np.ndarray:
+        """Have the blobs be the sum over the ranks of what they are times `scale`, each rank's own, times `rest`.
+
+        That is a function of the sums of the ranks' `numbers`, which are told along with the blobs, and returned.
+        """
         if self.ranks.size == 1:
-            for values, _ in self.parts(kind):
+            sums = np.array(numbers, np.float64)
+            factor = scale * rest(sums)
+            for values, _ in self.parts(kind) if factor != 1 else ():
                 np.multiply(values, values.dtype.type(factor), out=values)
-            return
+            return sums
         for values, place in self.parts(kind):
-            np.multiply(values, values.dtype.type(factor), out=place)
-        for group in self.groups:
-            self.ranks.sum(group.dtype, group.offset, group.length, name)
+            np.multiply(values, values.dtype.type(scale), out=place)
+        sums = self.ranks.sum(self.places, numbers, name).sum(axis=0)
+        factor = rest(sums)
         for values, place in self.parts(kind):
-            values[...] = place
+            np.multiply(place, values.dtype.type(factor), out=values)
+        return sums
 
     def give_out(self, kind: str, name: str) -> None:
         """Have the blobs of all ranks be those of rank 0."""
@@ -65,8 +74,7 @@ class FusedBlobs:
             return
         for values, place in self.parts(kind):
             place[...] = values
-        for group in self.groups:
-            self.ranks.broadcast(group.dtype, group.offset, group.length, name)
+        self.ranks.broadcast(self.places, name)
         for values, place in self.parts(kind):
             values[...] = place
 

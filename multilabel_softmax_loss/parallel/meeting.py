@@ -19,11 +19,12 @@ import numpy as np
 from ..errors import UsageError
 from .launcher import PATIENCE, cores, import_mpi, patience
 
-NUMBERS = 8  # that a header has room for
+NUMBERS = 14  # that a header has room for
 STEP, END = 0, 1  # kinds of header
 FAULT, ASK, ANSWER = 11, 12, 13  # tags of what ranks tell each other besides
 BUSY = "is busy for all"  # how a rank is whose work the others have to wait for
 LONGER = 10  # times PATIENCE for such work, and for the end
+AWAKE = 2e-3  # seconds before a rank that waits goes to sleep: to wake it takes a tenth of a millisecond
 GRACE = 3.0  # seconds for an answer
 NOBODY = -1
 
@@ -119,10 +120,11 @@ class Meeting:
 
     def wait(self, request: Any, name: str, patience: float) -> None:
         """Wait until all ranks have come, and look meanwhile at what they tell, and at the child."""
-        for _ in range(100):
+        pause, waited, last, longest = 2e-5, 0.0, time.monotonic(), patience
+        while time.monotonic() - last < AWAKE:
             if request.Test():
                 return
-        pause, waited, last, longest = 2e-5, 0.0, time.monotonic(), patience
+            os.sched_yield()  # to a rank that shares this core
         while not request.Test():
             time.sleep(pause)
             pause = min(1.2 * pause, 2e-3)
@@ -141,6 +143,7 @@ class Meeting:
         while not request.Test():
             if time.monotonic() - last > self.patience:
                 self.abort(f"a rank does not answer any more at {name}, to which all {self.size} had come")
+            os.sched_yield()
 
     # What ranks tell each other besides
 

@@ -6,13 +6,15 @@ import mmap
 import os
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
 from .hub import Place, Request
 from .meeting import NUMBERS
+
+Stretch = Tuple[str, int, int]  # of numbers in the memory: their dtype, the first one's place in bytes, how many
 
 
 class Ranks:
@@ -73,15 +75,18 @@ class Ranks:
         self.request("map", "the common memory", size)
         return np.frombuffer(mmap.mmap(self.shared, size), np.uint8)
 
-    def sum(self, dtype: Any, offset: int, count: int, name: str) -> None:
-        """Have numbers in the memory be the sums over the ranks."""
+    def sum(self, places: Sequence[Stretch], numbers: Sequence[float], name: str) -> np.ndarray:
+        """Have the numbers at these places of the memory be their sums over the ranks; and gather a few `numbers`."""
+        if self.size == 1 or len(numbers) > NUMBERS:
+            told, numbers = self.gather(numbers, name), ()
         if self.size > 1:
-            self.request("sum", name, (np.dtype(dtype).str, offset, count))
+            headers = self.request("sum", name, (places, numbers))
+        return headers if len(numbers) else told
 
-    def broadcast(self, dtype: Any, offset: int, count: int, name: str) -> None:
-        """Have numbers in the memory be those of rank 0."""
+    def broadcast(self, places: Sequence[Stretch], name: str) -> None:
+        """Have the numbers at these places of the memory be those of rank 0."""
         if self.size > 1:
-            self.request("broadcast", name, (np.dtype(dtype).str, offset, count))
+            self.request("broadcast", name, (places, ()))
 
     def busy(self, name: str) -> None:
         """Say that this rank is now at work that the others have to wait for, and for longer than usual."""

@@ -14,21 +14,18 @@ from .ranks import ranks
 
 
 class Part(NamedTuple):
-    """A batch of a loss: what it alone is divided by, and the batch of all ranks."""
+    """A batch of a loss: what it alone is divided by, and the batch of all ranks; 0 where that is not known yet."""
 
     divisor: float
     whole: float
-
-    def share(self) -> float:
-        """By how much its loss counts in that of all ranks."""
-        return self.divisor / self.whole if self.whole else 0.0
 
 
 class Window:
     """What loss layers are divided by in this iteration; closed, as it is but in training, by their own batch alone.
 
-    Where `late`, the divisor of all batches is known after the last one only: each is divided by the first one's, and
-    `factor` puts the sum of the gradients right. That is possible where a net has one loss.
+    Where `late`, the divisor of all batches of all ranks is known after the last one only: each batch is divided by
+    the rank's first one's, and `scale` and `rest` put the sum of the gradients right, before and after the ranks add it
+    up. That is possible where a net has one loss, and needs no word between forward and backward.
     """
 
     def __init__(self) -> None:
@@ -63,17 +60,21 @@ class Window:
         self.parts.append(Part(divisor, whole))
         return whole / ranks.size
 
-    def factor(self, batches: int) -> float:
-        """What to multiply this rank's summed gradients with, so that their sum over the ranks is the right one.
+    def own(self) -> float:
+        """What this rank's batches are to be divided by that have not been yet; 0 where all have been."""
+        return sum(part.divisor for part in self.parts if not part.whole)
 
-        Caffe divides that by the number of `batches`, which is iter_size, afterwards.
+    def scale(self) -> float:
+        """What to multiply this rank's gradients with before the ranks add them up."""
+        return self.first if self.own() else 1.0
+
+    @staticmethod
+    def rest(whole: float, batches: int) -> float:
+        """What to multiply the sum of the ranks' gradients with, where their `own` add up to `whole`.
+
+        Caffe divides by the number of `batches`, which is iter_size, afterwards.
         """
-        if not self.late or not any(part.whole == 0 for part in self.parts):
-            return 1 / ranks.size
-        own = sum(part.divisor for part in self.parts)
-        whole = float(ranks.gather([own], "the divisor of an iteration").sum())
-        self.parts = [Part(part.divisor, whole / batches) for part in self.parts]
-        return self.first * batches / whole if whole else 0.0
+        return batches / whole if whole else 1 / ranks.size
 
 
 window = Window()  # of this process

@@ -49,11 +49,11 @@ def run_job(job, size, *words, **keywords):
 def sums(arguments):
     memory = ranks.memory(8 * 1000)
     memory.view(np.float64)[:] = np.arange(1000) * (ranks.rank + 1)
-    ranks.sum(np.float64, 0, 1000, "sums")
+    assert ranks.sum([("<f8", 0, 1000)], [ranks.rank], "sums").ravel().tolist() == list(range(ranks.size))
     factor = ranks.size * (ranks.size + 1) / 2
     assert np.array_equal(memory.view(np.float64), np.arange(1000) * factor)
     memory.view(np.float32)[:] = ranks.rank
-    ranks.broadcast(np.float32, 4000, 1000, "broadcast")
+    ranks.broadcast([("<f4", 4000, 1000)], "broadcast")
     assert memory.view(np.float32)[:1000].tolist() == [ranks.rank] * 1000
     assert not memory.view(np.float32)[1000:].any()
     assert ranks.gather([ranks.rank, 7], "gather").tolist() == [[rank, 7] for rank in range(ranks.size)]
