@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..files import read_lines
 from ..nets.data_layers import batch_size, count_samples, sources
 from ..nets.hdf5_lists import hdf5_files
+from ..nets.image_index import reads_index
 from ..nets.pairing import parameter_of
 from ..parallel.ranks import ranks
 from .terminal import say, warn
@@ -25,7 +26,7 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
         return
     for layer in sources(layers):
         name = f"{path}: layer {layer.name!r}"
-        if layer.type in SHARING or layer.type == "ImageData":
+        if layer.type in (*SHARING, "ImageData") or reads_index(layer):
             check_enough(layer, name)
         elif layer.type == "Python":
             say(f"{name} is in Python, and has to leave out other ranks' samples by caffe.solver_rank() itself.")
@@ -47,7 +48,7 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
 
 def check_enough(layer: Any, name: str) -> None:
     samples, size = count_samples(layer), batch_size(layer)
-    if getattr(parameter_of(layer), "rand_skip", 0):
+    if not reads_index(layer) and getattr(parameter_of(layer), "rand_skip", False):
         raise UsageError(f"{name} has rand_skip, and so another start on each rank; expected none.")
     whole = ranks.size * size
     if whole > samples:
