@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
-from .ranks import Ranks
+from .ranks import Ranks, Stretch
 
 ALIGNMENT = 64  # bytes
-
-
-class Group(NamedTuple):
-    """The blobs of one dtype, and their place in the memory that all see."""
-
-    dtype: Any
-    blobs: List[Any]
-    offset: int
-    length: int
 
 
 class FusedBlobs:
@@ -27,22 +18,22 @@ class FusedBlobs:
     def __init__(self, blobs: Sequence[Any], ranks: Ranks):
         self.ranks = ranks
         by_place = {blob.data.__array_interface__["data"][0]: blob for blob in blobs if blob.count}
-        self.groups: List[Group] = []
-        offset = 0
+        self.groups: List[Tuple[Stretch, List[Any]]] = []  # the blobs of a dtype, and their place in the memory
+        end = 0
         for dtype in dict.fromkeys(blob.data.dtype for blob in by_place.values()):
             chosen = [blob for blob in by_place.values() if blob.data.dtype == dtype]
             count = sum(blob.count for blob in chosen)
-            self.groups.append(Group(dtype, chosen, offset, count))
-            offset += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        self.memory = ranks.memory(max(offset, ALIGNMENT))
-        self.places = [(group.dtype.str, group.offset, group.length) for group in self.groups]
+            self.groups.append(((dtype.str, end, count), chosen))
+            end += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.memory = ranks.memory(max(end, ALIGNMENT))
+        self.places = [place for place, _ in self.groups]
 
     def parts(self, kind: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Each blob's "data" or "diff", and its place in the memory, in the same shape."""
-        for group in self.groups:
-            flat = self.memory[group.offset : group.offset + group.length * group.dtype.itemsize].view(group.dtype)
+        for (dtype, start, count), blobs in self.groups:
+            flat = self.memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
             at = 0
-            for blob in group.blobs:
+            for blob in blobs:
                 values = getattr(blob, kind)
                 yield values, flat[at : at + values.size].reshape(values.shape)
                 at += values.size

@@ -25,7 +25,7 @@ FAULT, ASK, ANSWER = 11, 12, 13  # tags of what ranks tell each other besides
 BUSY = "is busy for all"  # how a rank is whose work the others have to wait for
 LONGER = 10  # times PATIENCE for such work, and for the end
 AWAKE = 2e-3  # seconds before a rank that waits goes to sleep: to wake it takes a tenth of a millisecond
-GRACE = 3.0  # seconds for an answer
+GRACE = 3.0  # seconds for an answer, at most
 NOBODY = -1
 
 
@@ -57,6 +57,7 @@ class Meeting:
     def __init__(self, rank: int, size: int, title: str):
         self.title = title
         self.patience = patience()
+        self.grace = min(GRACE, self.patience)
         self.mpi = import_mpi(rank, size)
         self.comm = self.mpi.COMM_WORLD
         self.rank, self.size = rank, size
@@ -175,7 +176,7 @@ class Meeting:
         others = [other for other in range(self.size) if other != self.rank]
         for other in others:
             self.sent.append(self.comm.isend(None, other, ASK))
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + self.grace
         state = f"waits for others at {name}"
         while time.monotonic() < end and len(self.answers) < len(others):
             if request.Test():
@@ -190,7 +191,7 @@ class Meeting:
         text = "; ".join(f"rank {other} {self.answers.get(other, 'does not answer')}" for other in missing)
         self.words = [f"no answer at {name} for {waited:.0f} s: {text}. All ranks end. ({PATIENCE} sets the seconds.)"]
         self.tell_fault(2, self.rank)
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + self.grace
         while time.monotonic() < end:
             if request.Test():
                 return
