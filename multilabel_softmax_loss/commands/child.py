@@ -74,7 +74,7 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
             log = os.path.join(folder, "caffe.log")
             reading, writing = os.pipe()
             place = hub.open() if hub else None
-            options: Any = {} if hub is None or place is None else {"pass_fds": place[2:]}
+            options: Any = {} if hub is None or place is None else {"pass_fds": (place.pipe, place.memory)}
             options["env"] = child_environment(hub.environment() if hub else os.environ)
             process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=reading, **options)
         os.close(reading)

@@ -244,7 +244,7 @@ class SeededSolver:
         """The losses of the iteration by name: sums of what each batch of each rank contributes."""
         asked, whole, *sums = self.told if self.shares else self.numbers()
         self.asked = bool(asked)
-        batches, late = len(self.noted), self.owners if self.is_late else ()
+        batches, late = len(self.noted), self.owners if self.is_late and whole else ()
         rest = window.rest(whole, batches)
         losses = {
             name: float(total) * (rest if name in late else 1) / batches for name, total in zip(self.noted[0], sums)

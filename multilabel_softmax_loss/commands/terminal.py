@@ -137,7 +137,7 @@ def progress_bar(total: Optional[int], unit: str, initial: int = 0, desc: str = 
     if total is not None:
         layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{left}{speed}{postfix}"
     options = {"initial": initial, "desc": desc, "leave": leave, "unit": unit, "bar_format": layout}
-    hidden = ranks.rank > 0 or not sys.stderr.isatty()
+    hidden = ranks.rank > 0 or not (ranks.has_terminal or sys.stderr.isatty())
     return Bar(total=total, disable=hidden, file=sys.stderr, dynamic_ncols=True, **options)
 
 

@@ -13,8 +13,8 @@ from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 
-from .launcher import environment_of_child
-from .meeting import BUSY, END, GRACE, STEP, Ended, Fault, Meeting
+from .launcher import environment_of_child, has_terminal
+from .meeting import BUSY, END, STEP, Ended, Fault, Meeting
 
 CHUNK = 1 << 20  # numbers that are told at once: the core's cache holds them; all of a large net take twice as long
 TICK = 0.05  # seconds between two looks at what other ranks tell, while the child works
@@ -35,6 +35,7 @@ class Place(NamedTuple):
     size: int
     pipe: int
     memory: int
+    has_terminal: bool
 
 
 class Hub(Meeting):
@@ -48,7 +49,7 @@ class Hub(Meeting):
         self.pipe = Connection(here.detach())
         place = "/dev/shm" if os.path.isdir("/dev/shm") else None
         self.shared = tempfile.TemporaryFile(dir=place)  # noqa: SIM115, to the end
-        return Place(self.rank, self.size, there.detach(), self.shared.fileno())
+        return Place(self.rank, self.size, there.detach(), self.shared.fileno(), has_terminal())
 
     def environment(self) -> Dict[str, str]:
         return environment_of_child(self.threads)
@@ -135,7 +136,7 @@ class Hub(Meeting):
     def close(self) -> None:
         """Leave MPI when all ranks do, with nothing left unread."""
         request = self.comm.Ibarrier()
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + self.grace
         while not request.Test() and time.monotonic() < end:
             self.listen("ends")
             time.sleep(1e-4)

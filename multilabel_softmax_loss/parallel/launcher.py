@@ -47,6 +47,19 @@ def cores() -> set:
     return set(range(os.cpu_count() or 1))
 
 
+def has_terminal() -> bool:
+    """Whether the standard error comes to a terminal, to which a launcher of this machine may hand it on (Linux)."""
+    process = os.getppid()
+    with suppress(OSError, ValueError, IndexError):
+        while process > 1 and not sys.stderr.isatty():
+            with open(f"/proc/{process}/stat") as file:
+                name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
+            if name.startswith(("mpiexec", "mpirun", "orterun", "prterun")):
+                return os.readlink(f"/proc/{process}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
+            process = int(rest.split()[1])
+    return sys.stderr.isatty()
+
+
 def abort_before_init(status: int) -> None:
     """Have the launcher end all ranks where this one cannot start MPI; they would wait for it in MPI_Init.
 

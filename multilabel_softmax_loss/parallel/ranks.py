@@ -28,10 +28,10 @@ class Ranks:
         self.rank, self.size = 0, 1
         self.pipe: Optional[Connection] = None
         self.shared = -1
-        self.agreed = False
+        self.agreed = self.has_terminal = False
 
     def join(self, place: Place) -> None:
-        self.rank, self.size = place.rank, place.size
+        self.rank, self.size, self.has_terminal = place.rank, place.size, place.has_terminal
         self.pipe, self.shared = Connection(place.pipe), place.memory
 
     def request(self, do: str, name: str, value: Any = None) -> Any:
