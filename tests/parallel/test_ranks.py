@@ -18,7 +18,7 @@ def test_ranks_share_gather_and_add_up():
     size = 4
     cores = len(os.sched_getaffinity(0))
     status, output, errors = run_job("sums", size, OMP_NUM_THREADS="")
-    assert (status, output, errors) == (0, f"all well; {max(1, cores // size)} threads\n", "")
+    assert (status, output, errors) == (0, f"all well; {max(1, cores // size)} threads; a terminal: False\n", "")
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,15 @@ def test_what_is_wrong_for_one_is_wrong_for_all():
 
 
 def test_a_signal_to_the_launcher_reaches_every_rank():
-    process = start_ranks(2, TESTS / "support" / "ranks.py", "interrupted", PYTHONPATH=str(TESTS))
-    assert process.stdout.readline() == "ready\n"
+    """And it is known that there is a terminal, though the launcher gives its ranks pipes."""
+    ours, theirs = os.openpty()
+    process = start_ranks(2, TESTS / "support" / "ranks.py", "interrupted", stderr=theirs, PYTHONPATH=str(TESTS))
+    assert process.stdout.readline() == "ready; a terminal: True\n"
     process.send_signal(signal.SIGTERM)
     status, output, _ = finish(process)
     assert (status, output.splitlines()[-1]) == (130, "stopped")
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_one_process_imports_nothing_of_mpi():

@@ -1,10 +1,14 @@
 """How to start ranks, and small jobs for them: what is tested of ranks apart from training."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +20,17 @@ from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.parallel.ranks import ranks
 
 TESTS = Path(__file__).resolve().parent.parent
+OUTCOME = "outcome: "
 MPIEXEC = str(Path(sys.executable).with_name("mpiexec"))
 
 
-def start_ranks(size, *words, folder=TESTS, patience=60, **environment):
+def start_ranks(size, *words, folder=TESTS, patience=60, stderr=subprocess.PIPE, **environment):
     """A running mpiexec of as many ranks of `python WORDS`."""
     return subprocess.Popen(
         [MPIEXEC, "-n", str(size), sys.executable, *map(str, words)],
         cwd=folder,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "MULTILABEL_SOFTMAX_LOSS_PATIENCE": str(patience), **environment},
     )
@@ -40,6 +45,37 @@ def finish(process, seconds=120):
         output, errors = process.communicate()
         raise AssertionError(f"it hangs; so far: {output}{errors}") from None
     return process.returncode, output, errors
+
+
+@contextmanager
+def two_machines():
+    """(words, environment) with which each of two ranks has a network and a /dev/shm of its own, as machines do.
+
+    The network is a wire between them, over which MPICH speaks TCP. Without root rights or `ip` they are empty.
+    """
+    name = f"ranks{os.getpid()}"
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], stderr=subprocess.DEVNULL).returncode == 0
+
+    try:
+        if not (os.geteuid() == 0 and all(map(shutil.which, ("ip", "unshare"))) and ip("netns", "add", f"{name}_0")):
+            yield [], {}
+            return
+        assert ip("netns", "add", f"{name}_1")
+        wire = ["link", "add", "wire0", "netns", f"{name}_0", "type", "veth", "peer", "wire1", "netns", f"{name}_1"]
+        assert ip(*wire)
+        for rank in range(2):
+            assert ip("-n", f"{name}_{rank}", "address", "add", f"10.77.0.{rank + 1}/24", "dev", f"wire{rank}")
+            assert ip("-n", f"{name}_{rank}", "link", "set", f"wire{rank}", "up")
+            assert ip("-n", f"{name}_{rank}", "link", "set", "lo", "up")
+        own = 'mount -t tmpfs none /dev/shm && FI_TCP_IFACE=wire$PMI_RANK exec "$@"'
+        enter = f'exec ip netns exec {name}_$PMI_RANK unshare --mount sh -c "$@"'
+        words = ["sh", "-c", enter, "sh", own, "sh"]
+        yield words, {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
+    finally:
+        for rank in range(2):
+            ip("netns", "delete", f"{name}_{rank}")
 
 
 def run_job(job, size, *words, **keywords):
@@ -63,7 +99,7 @@ def sums(arguments):
     assert ranks.share({"of": ranks.rank}, "share") == {"of": 0}
     assert ranks.everyone("x" * ranks.rank, "everyone") == ["x" * rank for rank in range(ranks.size)]
     assert ranks.any(ranks.rank == 1, "any")
-    say(f"all well; {os.environ['OMP_NUM_THREADS']} threads")
+    say(f"all well; {os.environ['OMP_NUM_THREADS']} threads; a terminal: {ranks.has_terminal}")
     return 0
 
 
@@ -113,12 +149,45 @@ def interrupted(arguments):
     asked = []
     with handling(lambda number, frame: asked.append(number)):
         ranks.share("ready", "all are ready")
-        say("ready")
+        say(f"ready; a terminal: {ranks.has_terminal}")
         while not ranks.any(asked, "the next iteration"):
             time.sleep(0.01)
     ranks.agree()
     say("stopped")
     return 130
+
+
+def trainings(arguments):
+    """Trainings one after the other, as a JSON file has them; rank 0 prints what each came to, as it ends.
+
+    Each has the keywords of `train`, those that the last rank has instead, and a package of which it has another
+    version; a {rank} in "folder", where it is to work, is filled in.
+    """
+    from multilabel_softmax_loss.commands.train import train
+
+    is_last = ranks.rank == ranks.size - 1
+    for case in json.loads(Path(arguments.how).read_text()):
+        os.chdir(case["folder"].format(rank=ranks.rank))
+        package = import_module(case.get("other_version", "json"))
+        version = package.__version__
+        if is_last and "other_version" in case:
+            package.__version__ = "0.0"
+        try:
+            train(**{**case["train"], **(case.get("last", {}) if is_last else {})})
+            say(OUTCOME)
+        except UsageError as error:
+            say(OUTCOME + str(error).replace("\n", " "))
+        finally:
+            package.__version__ = version
+    return 0
+
+
+def run_trainings(size, cases, folder, **keywords):
+    """What each of these trainings comes to on as many ranks: "", or why it does not begin."""
+    (folder / "cases.json").write_text(json.dumps(cases, default=str))
+    status, output, errors = run_job("trainings", size, folder / "cases.json", **keywords)
+    assert status == 0, errors
+    return [line[len(OUTCOME) :] for line in output.splitlines() if line.startswith(OUTCOME)]
 
 
 def main(job, how="", busy=""):
