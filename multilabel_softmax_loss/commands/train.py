@@ -282,6 +282,8 @@ class Training:
                     self.save()
                 if tested or self.curves.are_old():
                     self.draw()
+                if ranks.size == 1:
+                    self.asked()  # ranks know it from the iteration
 
     def finish(self) -> None:
         """The last snapshot and test, and what became of the run."""

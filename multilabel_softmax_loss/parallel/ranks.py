@@ -77,11 +77,13 @@ class Ranks:
 
     def sum(self, places: Sequence[Stretch], numbers: Sequence[float], name: str) -> np.ndarray:
         """Have the numbers at these places of the memory be their sums over the ranks; and gather a few `numbers`."""
-        if self.size == 1 or len(numbers) > NUMBERS:
-            told, numbers = self.gather(numbers, name), ()
-        if self.size > 1:
-            headers = self.request("sum", name, (places, numbers))
-        return headers if len(numbers) else told
+        if self.size == 1:
+            return self.gather(numbers, name)
+        if len(numbers) > NUMBERS:
+            told = self.gather(numbers, name)
+            self.request("sum", name, (places, ()))
+            return told
+        return self.request("sum", name, (places, numbers))
 
     def broadcast(self, places: Sequence[Stretch], name: str) -> None:
         """Have the numbers at these places of the memory be those of rank 0."""

@@ -92,6 +92,7 @@ def sums(arguments):
     ranks.broadcast([("<f4", 4000, 1000)], "broadcast")
     assert memory.view(np.float32)[:1000].tolist() == [ranks.rank] * 1000
     assert not memory.view(np.float32)[1000:].any()
+    assert ranks.sum([], np.arange(30), "many").tolist() == [list(range(30))] * ranks.size
     assert ranks.gather([ranks.rank, 7], "gather").tolist() == [[rank, 7] for rank in range(ranks.size)]
     assert ranks.gather(np.arange(30) + ranks.rank, "many").tolist() == [
         list(range(rank, rank + 30)) for rank in range(ranks.size)
