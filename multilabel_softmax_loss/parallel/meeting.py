@@ -144,7 +144,10 @@ class Meeting:
         while not request.Test():
             if time.monotonic() - last > self.patience:
                 self.abort(f"a rank does not answer any more at {name}, to which all {self.size} had come")
-            os.sched_yield()
+            if time.monotonic() - last < AWAKE:
+                os.sched_yield()
+            else:  # the others' hubs may need this core
+                time.sleep(1e-4)
 
     # What ranks tell each other besides
 
