@@ -115,6 +115,9 @@ def test_the_version_tells_whose_caffe_it_is(tmp_path):
     assert python(code, PYTHONPATH=path) == f"Caffe 1.0: the wheel kendryte-caffe 1.2.3 ({tmp_path / 'caffe'})\n"
     assert python(NO_CAFFE + code).startswith("Caffe: none; ")
     assert "the extra [caffe] installs nothing here" in python(NO_CAFFE + "sys.version_info = (3, 12)\n" + code)
+    code = "from multilabel_softmax_loss.commands.packages import missing_packages; print(missing_packages(['caffe']))"
+    assert "pip install" not in python(NO_CAFFE + "sys.version_info = (3, 12)\n" + code)
+    assert "pip install '.[caffe]'" in python(NO_CAFFE + "sys.version_info = (3, 9)\n" + code)
 
 
 @pytest.mark.parametrize("environment", [{"MULTILABEL_SOFTMAX_LOSS_KERNELS": "numpy"}, {}], ids=str)

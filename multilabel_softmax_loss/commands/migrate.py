@@ -73,12 +73,13 @@ def run(arguments: Any) -> int:
             raise UsageError(f"--out {out} is {what}; choose another name, or add --replace.")
     quiet_caffe()
     text = read_text(path, None)
-    old = parse(text, path, "NetParameter")
+    whole = one_format(text, parse(text, path, "NetParameter"), path)
+    old = parse(whole, path, "NetParameter")
     net = type(old).FromString(old.SerializeToString())
     upgrade_net(net, path)
     choices = parse_choices(arguments.layer, [layer.name for layer in net.layer], path)
     questions, losses = find_losses(net, choices, arguments)
-    made = new_text(text, old, net, new_layers(net, losses), path)
+    made = new_text(whole, old, net, new_layers(net, losses), path)
     if made == text and not questions:
         print(f"{path}: nothing to change.")
         return 0
@@ -92,6 +93,17 @@ def run(arguments: Any) -> int:
     else:
         print("Not written." if status else "Not written; --out FILE writes it.")
     return status
+
+
+def one_format(text: str, net: Any, path: str) -> str:
+    """The text of a net; where it has layers of both formats, as an old net with a Python layer, of the new one."""
+    if not (net.layers and net.layer):
+        return text
+    old = type(net).FromString(net.SerializeToString())
+    old.ClearField("layer")
+    new = type(net).FromString(old.SerializeToString())
+    upgrade_net(new, path)
+    return edited(text, net_edits(text, old, new.layer[len(net.input[:1]) :], new.layer[0] if net.input else None))
 
 
 def parse_choices(words: Sequence[str], names: Sequence[str], path: str) -> Dict[str, str]:

@@ -60,14 +60,17 @@ def missing_package(error: ImportError) -> str:
 def missing_packages(modules: Sequence[str], reason: str = "") -> str:
     """What to do where Python modules are missing: the packages by name, and the extra that has them."""
     names = ", ".join(PACKAGES[module][0] for module in modules)
-    extras = sorted({PACKAGES[module][1] for module in modules} - {""})
+    wheel = sys.version_info < (3, 10)
+    extras = sorted({PACKAGES[module][1] for module in modules} - ({""} if wheel else {"", "caffe"}))
     told = f"{reason}{names} {'is' if len(modules) == 1 else 'are'} not installed for {sys.executable}."
     if "caffe" in modules:
         told += (
             " Real Caffe comes with the extra [caffe] on CPython 3.7 to 3.9; for a Caffe of your own, run its Python, "
             "with the folder caffe/python in PYTHONPATH."
         )
-    if extras:
+    if "caffe" in modules and not wheel:
+        told += " `make environment` in the folder of this project makes .venv, which has all."
+    elif extras:
         told += f" pip install '.[{','.join(extras)}]' in the folder of this project, or `make environment`, has all."
     else:
         told += f" pip install {' '.join(PACKAGES[module][0] for module in modules)}"

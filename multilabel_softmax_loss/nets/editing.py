@@ -123,9 +123,10 @@ def net_edits(text: str, old: Any, new: Sequence[Any], inputs: Optional[Any] = N
     from google.protobuf import text_format
 
     edits: List[Edit] = []
-    layers = iter(zip(old.layers or old.layer, new))
+    keyword = "layers" if old.layers else "layer"
+    layers = iter(zip(getattr(old, keyword), new))
     for statement in statements(text, (0, len(text))):
-        if statement.name in ("layer", "layers"):
+        if statement.name == keyword:
             before, after = next(layers)
             if after is None:
                 edits.append((statement.start, statement.end, ""))

@@ -252,6 +252,8 @@ def test_old_formats_are_brought_up_and_files_stay_unless_it_is_said(migrate, tm
         migrate(v1, replace=False, out="./net.prototxt")
     assert migrate(v1, out="net.prototxt")[0] == 0
     assert (tmp_path / "net.prototxt").read_text() == new
+    both = v1 + '# mine\nlayer { name: "s" type: "Silence" bottom: "x" }\n'
+    assert migrate(both)[1] == new + both[len(v1) :]
     v0 = 'layers { layer { name: "p" type: "padding" pad: 1 } bottom: "data" top: "p" } # lost\n'
     v0 += 'layers { layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 } bottom: "p" top: "c" }\n'
     _, new, printed = migrate(v0)
