@@ -53,11 +53,13 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def end_interrupted(command: str, end: Callable[[int], Any] = os._exit) -> None:
+def end_interrupted(
+    command: str, end: Callable[[int], Any] = os._exit, state: str = " before there was anything to keep"
+) -> None:
     """End a command that is asked to, past all buffers, as a handler of signals runs amid whatever is printed."""
     with suppress(OSError, ValueError, AttributeError):  # nobody reads it
         descriptor = sys.stderr.fileno()
         start = "\n" if os.isatty(descriptor) else ""
         words = " ".join(filter(None, [PROGRAM, command]))
-        os.write(descriptor, f"{start}{words}: interrupted before there was anything to keep.\n".encode())
+        os.write(descriptor, f"{start}{words}: interrupted{state}.\n".encode())
     end(130)

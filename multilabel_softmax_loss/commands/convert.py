@@ -21,9 +21,9 @@ from ..data.source import Found, gather, summary
 from ..data.split import SPLITS, duplicates, listed, orders, stratified
 from ..data.stream import UNKNOWN
 from ..data.writers import WRITERS, hdf5_name, write_index
-from ..errors import UsageError, shortlist
+from ..errors import UsageError, end_interrupted, shortlist
 from ..files import replacing, write_text
-from .child import PROGRAM, run_in_child
+from .child import PROGRAM, handling, run_in_child
 from .terminal import progress_bar
 
 WITHOUT_CAFFE = True  # but for the proof at the end
@@ -108,7 +108,7 @@ def run(arguments: Any) -> int:
     if arguments.resume and os.path.exists(os.path.join(arguments.out, conversion.REPORT)):
         print(f"{arguments.out} is complete already.")
         return 0
-    with conversion.opened(arguments.out, identity(arguments, plan), arguments.resume):
+    with conversion.opened(arguments.out, identity(arguments, plan), arguments.resume), handling(interrupted):
         progress = conversion.convert(plan, arguments.out, progress_bar)
         written = conversion.written_rows(plan, progress)
         if not written.get("train"):
@@ -124,6 +124,10 @@ def run(arguments: Any) -> int:
     print(report.told(content))
     print(f"Next, from this folder:\n{net_files.next_steps(facts, PROGRAM)}")
     return 0
+
+
+def interrupted(*_: Any) -> None:
+    end_interrupted("convert", state="; the same command with --resume goes on")
 
 
 # The options

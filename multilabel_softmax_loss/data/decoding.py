@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Any, Deque, Iterable, Iterator, List, NamedTuple, Optional, S
 import numpy as np
 
 from ..errors import UsageError
+from ..files import SIGNALS
 from .images import BadImage, Geometry, encode, prepare_process, read_image
 from .writers import Prepared
 
@@ -112,12 +114,14 @@ class Decoders:
 
 
 def end_with(parent: int) -> None:
-    """Have this process end soon after its parent, however that ended."""
+    """Have this process end soon after its parent, however that ended; Ctrl-C, which reaches both, is the parent's."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     prepare_process()
     threading.Thread(target=watch, daemon=True).start()

@@ -149,7 +149,9 @@ def test_twice_with_one_seed_is_the_same_bytes(to, tmp_path):
 
 
 IN_SMALL_BLOCKS = """
-import sys
+import signal, sys
+from multilabel_softmax_loss.errors import end_interrupted
+signal.signal(signal.SIGINT, lambda *_: end_interrupted("convert"))  # as the program does before all else
 from multilabel_softmax_loss.commands import convert
 from multilabel_softmax_loss.data import conversion
 from multilabel_softmax_loss.__main__ import main
@@ -167,7 +169,8 @@ def test_kills_at_random_moments_leave_the_same_bytes(to, tmp_path):
 
     def start(out, *more):
         code = [sys.executable, "-c", IN_SMALL_BLOCKS, source, "--out", str(tmp_path / out), *words, *more]
-        return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(code, text=True, start_new_session=True, **pipes)
 
     whole = start("whole")
     assert whole.wait() == 0, whole.communicate()
@@ -179,10 +182,13 @@ def test_kills_at_random_moments_leave_the_same_bytes(to, tmp_path):
         if kills < KILLS:
             printed = process.stdout.readline()  # it has begun
             wait_for_more(tmp_path / "killed", draw.randrange(1, 5), process)
-            process.send_signal(signal.SIGKILL)
+            asked = kills == 1
+            os.killpg(process.pid, signal.SIGINT) if asked else process.send_signal(signal.SIGKILL)
             kills += process.poll() is None or bool(printed)
-            process.communicate()
-            if process.returncode == -signal.SIGKILL:
+            error = process.communicate()[1]
+            if asked and process.returncode == 130:
+                assert error.count("interrupted") == error.count("\n") == 1  # what decodes says nothing
+            if process.returncode in (-signal.SIGKILL, 130):
                 continue
         error = process.communicate()[1]
         assert process.returncode == 0, error
