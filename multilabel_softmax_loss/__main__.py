@@ -69,7 +69,8 @@ def parse(argv: List[str]) -> Tuple[Any, Any]:
     """The module of the command, and its arguments; a SystemExit, as argparse has it, where they are wrong."""
     summary = "Caffe nets whose images carry several labels: losses, and tools around them."
     parser = argparse.ArgumentParser(prog=PROGRAM, description=summary)
-    parser.add_argument("--version", action=Version, nargs=0, help="print what is installed, and exit")
+    version: Any = {"nargs": 0, "default": argparse.SUPPRESS, "help": "print what is installed, and exit"}
+    parser.add_argument("--version", action=Version, **version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     module: Any = None
     for name, (module_name, summary) in COMMANDS.items():

@@ -39,7 +39,7 @@ AGAIN = 0.5  # seconds after which a second Ctrl-C is one; a terminal and a laun
 STATUS = "ended"  # the file that a child leaves when it ends by itself
 
 HINTS = {
-    "SIGKILL": ", as the system sends where memory is short",
+    "SIGKILL": ", as the system sends where memory is short, or a time is over",
     "SIGBUS": ": a file that it was reading became shorter, or memory is short",
     "SIGXCPU": ": the limit of processor time is reached",
 }
@@ -222,6 +222,8 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
         tell(arguments.command, f"a Python layer called sys.exit({error.code!r}) ({place}); expected an exception.")
     except MemoryError as error:
         tell(arguments.command, f"the memory does not suffice{f': {error}' if str(error) else ''}.")
+    except UnicodeEncodeError as error:  # a name that pycaffe does not take
+        tell(arguments.command, f"{error.object!a} is no UTF-8; expected that of names, and a locale such as C.UTF-8.")
     except OSError as error:  # such as a full disk
         tell(arguments.command, f"{error}.")
     except BaseException:  # what a user's own layer raises, be it a KeyboardInterrupt; its author needs to know where

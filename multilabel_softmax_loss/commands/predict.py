@@ -59,20 +59,9 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
+    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
     with printing_aside():
-        answers = predict(
-            arguments.net,
-            arguments.weights,
-            arguments.images,
-            top_k=arguments.top_k,
-            threshold=arguments.threshold,
-            thresholds=arguments.thresholds,
-            at_least_one=arguments.at_least_one,
-            classes=arguments.classes,
-            preprocessing=arguments.preprocessing,
-            scores=arguments.scores,
-            activation=arguments.activation,
-        )
+        answers = predict(**options)
     if arguments.json:
         print("\n".join(json.dumps(answer) for answer in answers))
     else:

@@ -149,13 +149,11 @@ class SeededSolver:
         import caffe
 
         param = type(self.file.param).FromString(self.file.param.SerializeToString())
-        for field in ("train_net", "net_param", "test_net", "test_net_param", "test_iter", "test_interval"):
-            param.ClearField(field)
-        for field in ("test_state", "test_initialization", "snapshot"):
+        nets = ("net", "train_net", "net_param", "test_net", "test_net_param", "test_state")
+        for field in (*nets, "test_iter", "test_interval", "test_initialization", "snapshot"):
             param.ClearField(field)
         net = share_lists(self.file.train.net, self.prefix)
         param.train_net_param.CopyFrom(located(net, os.path.dirname(self.prefix)))
-        param.ClearField("net")
         param.display = 0
         param.snapshot_prefix = self.prefix
         param.random_seed = self.seed

@@ -73,17 +73,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> int:
     try:
-        summary = train(
-            arguments.solver,
-            out=arguments.out,
-            weights=arguments.weights,
-            resume=arguments.resume,
-            best_by=arguments.best_by,
-            k=arguments.k,
-            positive_above=arguments.positive_above,
-            preprocessing=arguments.preprocessing,
-            history_every=arguments.history_every,
-        )
+        summary = train(**{name: value for name, value in vars(arguments).items() if name != "command"})
     except Diverged as error:
         tell(arguments.command, str(error))
         return 1

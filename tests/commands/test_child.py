@@ -85,6 +85,18 @@ def test_a_full_disk_is_told_in_a_sentence(capsys):
     assert capsys.readouterr().err == f"python -m multilabel_softmax_loss {expected}"
 
 
+def test_a_name_that_is_no_utf_8_is_told_in_a_sentence(capsys):
+    def run(arguments):
+        import caffe
+
+        caffe.Net(os.fsdecode(b"caf\xe9.prototxt"), caffe.TEST)
+
+    assert run_reporting(run, argparse.Namespace(command="evaluate")) == 2
+    assert (
+        "evaluate: error: 'caf\\udce9.prototxt' is no UTF-8; expected that of names, and a" in capsys.readouterr().err
+    )
+
+
 def test_a_warning_is_a_sentence_without_its_source(tmp_path):
     solver = make_run(tmp_path, loss=OURS % '{"label_format": "indices"}', max_iter=2, test=False)
     process = run_command("train", solver, "--out", "run", folder=tmp_path, check=0)
