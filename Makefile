@@ -58,7 +58,7 @@ snippets: environment  ## write anew what prototxt/ has of the options: two snip
 	.venv/bin/python -m multilabel_softmax_loss.prototxt prototxt
 
 docs: environment   ## the docstrings as pages, in build/docs
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	.venv/bin/python -m pdoc --docformat numpy --math -o build/docs multilabel_softmax_loss multilabel_softmax_loss.prototxt
 
 dist: environment   ## the sdist and the wheel, built and checked in environments of their own

@@ -85,7 +85,7 @@ def upgrade_net(net: Any, path: str) -> None:
     if net.layers and net.layer:
         raise UsageError(
             f"{path} has both layers {{ }} of Caffe's old format and layer {{ }}, which Caffe would ignore there. "
-            "Write all in one format."
+            "The command migrate writes all in one format."
         )
     old = list(net.layers)
     if any(layer.HasField("layer") for layer in old):
