@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from support.tiny_nets import wait_for
 
 from multilabel_softmax_loss.commands.child import handling, join_ranks, run_as_rank
 from multilabel_softmax_loss.commands.terminal import say, tell
@@ -69,6 +70,9 @@ def two_machines():
             assert ip("-n", f"{name}_{rank}", "address", "add", f"10.77.0.{rank + 1}/24", "dev", f"wire{rank}")
             assert ip("-n", f"{name}_{rank}", "link", "set", f"wire{rank}", "up")
             assert ip("-n", f"{name}_{rank}", "link", "set", "lo", "up")
+        for rank in range(2):  # the kernel may take a second, and a rank less
+            state = ["ip", "-n", f"{name}_{rank}", "-brief", "link", "show", f"wire{rank}"]
+            wait_for(lambda: " UP " in subprocess.run(state, capture_output=True, text=True).stdout, 10)  # noqa: B023
         own = 'mount -t tmpfs none /dev/shm && FI_TCP_IFACE=wire$PMI_RANK exec "$@"'
         enter = f'exec ip netns exec {name}_$PMI_RANK unshare --mount sh -c "$@"'
         words = ["sh", "-c", enter, "sh", own, "sh"]
