@@ -21,7 +21,7 @@ import argparse
 import importlib
 from typing import Any, List, Optional, Tuple
 
-from .commands.child import join_ranks, run_as_rank, run_in_child, run_reporting
+from .commands.child import end_before_meeting, join_ranks, run_as_rank, run_in_child, run_reporting
 from .commands.packages import missing_package
 from .commands.terminal import settle_streams, settle_warnings, tell
 
@@ -56,8 +56,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         hub = join_ranks(argv[0] if argv else "")
     except UsageError as error:
-        tell(argv[0] if argv else "", str(error))
-        return 2
+        return end_before_meeting(argv[0] if argv else "", str(error))
     if hub is not None:
         return run_as_rank(hub, argv, parse)
     module, arguments = parse(argv)

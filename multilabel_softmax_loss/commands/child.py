@@ -25,7 +25,7 @@ from ..errors import PROGRAM, UsageError, end_interrupted
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
-from ..parallel.launcher import launched
+from ..parallel.launcher import end_all, launched
 from ..parallel.ranks import ranks
 from .packages import missing_package
 from .scratch import scratch_folder
@@ -121,6 +121,11 @@ def join_ranks(command: str) -> Optional[Hub]:
     if hub.rank > 0:  # rank 0 says what is to be said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
     return hub
+
+
+def end_before_meeting(command: str, error: str) -> int:
+    """Say why this rank cannot meet the others; the exit status of all."""
+    return end_all(2, lambda: tell(command, error))
 
 
 def run_as_rank(hub: Hub, argv: List[str], parse: Callable[[List[str]], Tuple[Any, Any]]) -> int:

@@ -6,8 +6,9 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 from ..errors import UsageError
 
@@ -60,13 +61,21 @@ def has_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def abort_before_init(status: int) -> None:
-    """Have the launcher end all ranks where this one cannot start MPI; they would wait for it in MPI_Init.
+def end_all(status: int, say_why: Callable[[], None]) -> int:
+    """Have the launcher end all ranks where this one cannot start MPI, as they would wait for it in MPI_Init.
 
-    This is the abort command of the PMI-1 wire protocol, which MPICH, its kin and Slurm speak over a file descriptor.
+    The lowest rank at fault says why. The end is the abort command of the PMI-1 wire protocol, which MPICH, its kin and
+    Slurm speak over a file descriptor.
     """
+    found = launched()
+    if found is not None:
+        time.sleep(0.5 * min(found[0], 6))  # lower ranks come first, and that ends this one
+    say_why()
     with suppress(KeyError, ValueError, OSError):
-        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
+        descriptor = int(os.environ["PMI_FD"])
+        time.sleep(0.2)  # for the launcher to hand the words on
+        os.write(descriptor, f"cmd=abort exitcode={status}\n".encode())
+    return status
 
 
 def patience() -> float:
@@ -95,7 +104,6 @@ def import_mpi(rank: int, size: int) -> Any:
             mpi4py.rc.thread_level = "funneled"
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
-            abort_before_init(2)
             raise UsageError(
                 f"a launcher started this as rank {rank} of {size}, and mpi4py does not load ({error}). "
                 f"Install '.[distributed]' for {sys.executable}, on CPython 3.8 or newer, or start one process, "

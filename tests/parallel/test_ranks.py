@@ -67,6 +67,13 @@ def test_what_is_wrong_for_one_is_wrong_for_all():
     assert errors.endswith("error: rank 1: no such file here\n")
 
 
+def test_ranks_without_mpi4py_say_so_and_not_each_of_them(tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('it is not installed')")
+    status, _, errors = finish(start_ranks(3, "-m", "multilabel_softmax_loss", "train", "x", PYTHONPATH=str(tmp_path)))
+    assert (status, errors.count("rank 0 of 3, and mpi4py does not load (it is not installed)")) == (2, 1)
+    assert errors.count("error:") < 3  # and but for a busy machine 1
+
+
 def test_a_signal_to_the_launcher_reaches_every_rank():
     """And it is known that there is a terminal, though the launcher gives its ranks pipes."""
     ours, theirs = os.openpty()
