@@ -49,15 +49,8 @@ def run(arguments: Any) -> int:
     if same_file(out, arguments.net):
         raise UsageError(f"--out {out} is the training net itself; choose another name.")
     shapes = parse_shapes(arguments.input_shape)
-    return deploy(
-        arguments.net,
-        out,
-        arguments.weights,
-        shapes,
-        arguments.scores,
-        arguments.activation,
-        replace=arguments.out is not None,
-    )
+    head = (arguments.scores, arguments.activation)
+    return deploy(arguments.net, out, arguments.weights, shapes, *head, replace=arguments.out is not None)
 
 
 def parse_shapes(words: Sequence[str]) -> Dict[str, Shape]:

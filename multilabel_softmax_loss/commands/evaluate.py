@@ -70,17 +70,9 @@ def run(arguments: Any) -> int:
         raise UsageError(f"--json {arguments.json} is the file of --thresholds itself; choose another name.")
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
-    outputs = net_outputs(
-        arguments.net,
-        arguments.weights,
-        phase=arguments.phase,
-        data=arguments.data,
-        scores=arguments.scores,
-        labels=arguments.labels,
-        activation=arguments.activation,
-        positive_above=arguments.positive_above,
-        iterations=arguments.iterations,
-    )
+    options = ("phase", "data", "scores", "labels", "activation", "positive_above", "iterations")
+    chosen = {name: getattr(arguments, name) for name in options}
+    outputs = net_outputs(arguments.net, arguments.weights, **chosen)
     if outputs is None:
         return 0  # rank 0 does the rest
     truth, log_odds, known, head = outputs

@@ -339,13 +339,8 @@ class Training:
             raise Diverged(self.last_good(text))
         self.folder.check_there()
         self.history.flush()
-        record: Dict[str, Any] = {
-            "seed": self.solver.seed,
-            "seconds": self.seconds,
-            "best": self.best.record,
-            "run": self.description,
-        }
-        record.update({"ranks": ranks.size, "batch_sizes": self.solver.batch_sizes})
+        record: Dict[str, Any] = {"seed": self.solver.seed, "seconds": self.seconds, "best": self.best.record}
+        record.update(run=self.description, ranks=ranks.size, batch_sizes=self.solver.batch_sizes)
         self.weights = self.folder.snapshots.save(self.solver.caffe_solver, self.solver.prefix, record)
         self.saved = self.solver.iteration
 
