@@ -173,13 +173,13 @@ def read_index(path: str) -> Labels:
     paths: List[str] = []
     start, columns, values = array("q", [0]), array("i"), array("f")
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             head = file.readline()
             if not head.startswith(INDEX.split(":")[0]):
                 raise ValueError(f"its first line is {head[:60]!r}")
             options = dict(word.split("=") for word in head.split(";")[1].split())
             classes = int(options["classes"])
-            for line in file:
+            for line in filter(str.strip, file):  # it may have been edited by hand
                 name, _, words = line.rstrip("\n").rpartition("\t")
                 paths.append(os.path.join(home, json.loads(name) if name.startswith('"') else name))
                 for word in words.split():

@@ -28,7 +28,7 @@ def count_index(layer: Any) -> int:
     source = index_options(layer).get("source", "")
     try:
         with open(source, "rb") as file:
-            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+            lines = sum(map(bool, map(bytes.strip, file)))
     except (OSError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{source} (source of layer {layer.name!r}) cannot be read: {reason}.") from error

@@ -1,7 +1,9 @@
 """What the image data layer delivers: which image when, decoded how, and from any place of the stream."""
 
+import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from multilabel_softmax_loss.data.feed import Feed, ImageDataOptions
 from multilabel_softmax_loss.data.source import gather
 from multilabel_softmax_loss.data.writers import read_index, write_index
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets.image_index import count_index
 
 COUNT = 10
 
@@ -193,5 +196,12 @@ def test_an_index_keeps_every_name_and_value(tmp_path):
     found = read_index(str(tmp_path / "i.txt"))
     assert [os.path.normpath(path) for path in found.paths] == odd.paths
     assert [found.dense(k).tolist() for k in range(6)] == [odd.dense(k).tolist() for k in range(6)]
+    edited = (tmp_path / "i.txt").read_bytes().replace(b"\n", b"\r\n\r\n").rstrip()  # by an editor of Windows
+    (tmp_path / "edited.txt").write_bytes(b"\xef\xbb\xbf" + edited)
+    again = read_index(str(tmp_path / "edited.txt"))
+    assert again.paths == found.paths
+    assert np.array_equal(again.values, found.values)
+    options = SimpleNamespace(param_str=json.dumps({"source": str(tmp_path / "edited.txt")}))
+    assert count_index(SimpleNamespace(name="data", python_param=options)) == len(names)
     with pytest.raises(UsageError, match="is no index of images and labels"):
         read_index(sources.write_text(tmp_path / "other.txt", "a.jpg 1\n"))
