@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.update(GLOG_minloglevel="2", OMP_NUM_THREADS="1")
@@ -21,6 +23,10 @@ import caffe
 import cv2
 import numpy as np
 from sklearn.datasets import load_sample_images
+
+from multilabel_softmax_loss.data.ahead import Ahead
+from multilabel_softmax_loss.data.feed import prepare
+from multilabel_softmax_loss.layers import MultilabelImageDataLayer
 
 NET = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
@@ -36,9 +42,36 @@ TRANSFORM = "transform_param { mirror: true crop_size: 224 mean_value: 110 }"
 OPTIONS = '"batch_size": 32, "new_height": 256, "new_width": 256, "crop_size": 224, "mirror": true, "mean_value": 110'
 
 
-def python_layer(folder, workers):
+class ThreadAhead(Ahead):
+    """Batches prepared two ahead by a thread of this process, as processes prepare them in the package."""
+
+    def __init__(self, feed):
+        super().__init__(feed, 0)
+        self.pool, self.coming = ThreadPoolExecutor(1), deque()
+
+    def prepare(self, batch):
+        rows, tasks = self.feed.tasks(batch)
+        images = np.empty((len(rows), *self.options.shape), np.float32)
+        for task, out in zip(tasks, images):
+            prepare(task, self.options, out)
+        return images, self.feed.label_rows(rows)
+
+    def deliver(self, images, labels):
+        while len(self.coming) < 3:
+            self.coming.append(self.pool.submit(self.prepare, self.next + len(self.coming)))
+        images[...], labels[...] = self.coming.popleft().result()
+        self.next += 1
+
+
+class ThreadLayer(MultilabelImageDataLayer):
+    def setup(self, bottom, top):
+        super().setup(bottom, top)
+        self.batches = ThreadAhead(self.batches.feed)
+
+
+def python_layer(folder, workers, names='module: "multilabel_softmax_loss" layer: "MultilabelImageDataLayer"'):
     return f"""layer {{ name: "data" type: "Python" top: "data" top: "labels" python_param {{
-  module: "multilabel_softmax_loss" layer: "MultilabelImageDataLayer"
+  {names}
   param_str: '{{"source": "{folder}/jpeg/train_index.txt", "workers": {workers}, {OPTIONS}}}' }} }}
 """
 
@@ -107,6 +140,7 @@ def main():
             "MultilabelImageDataLayer, 1 worker": python_layer(folder, 1),
             "MultilabelImageDataLayer, 2 workers": python_layer(folder, 2),
             "MultilabelImageDataLayer, none": python_layer(folder, 0),
+            "the same, a thread ahead": python_layer(folder, 0, 'module: "speed" layer: "ThreadLayer"'),
             "ImageData (labels are none of its)": image_data(folder),
         }
         rates = {name: [] for name in sources}
