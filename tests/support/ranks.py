@@ -168,8 +168,10 @@ def trainings(arguments):
     Each has the keywords of `train`, those that the last rank has instead, and a package of which it has another
     version; a {rank} in "folder", where it is to work, is filled in.
     """
+    from multilabel_softmax_loss.commands import curves
     from multilabel_softmax_loss.commands.train import train
 
+    curves.draw_curves = lambda *arguments: None  # they take most of the time
     is_last = ranks.rank == ranks.size - 1
     for case in json.loads(Path(arguments.how).read_text()):
         os.chdir(case["folder"].format(rank=ranks.rank))
