@@ -80,11 +80,15 @@ def listed(mask):
 def draw_predictions(path, canvases, labels, probs, threshold, loss):
     """Six test canvases, each beside its target and predicted distribution, written to `path` as PNG.
 
-    canvases (N, 28, 28), labels (N, 10) of 0 and 1, probs (N, 10), and the probability above which a class counts.
+    canvases (N, 28, 28), labels (N, 10) of 0 and 1, probs (N, 10) or scores, and that above which a class counts.
     """
     found = probs > threshold
+    low, high, quantity = 0, 1.05, "probability"
     if loss in net.SIGMOIDS:
         targets, meaning = labels, "1 for each digit on the canvas"
+    elif loss in net.RANKINGS:
+        low, high, quantity = probs.min(), probs.max(), "score"
+        targets, meaning = labels * (high - low), "above all others, for each digit on the canvas"
     else:
         targets, meaning = labels / labels.sum(axis=1, keepdims=True), "1/M for each of M different digits"
     classes = np.arange(labels.shape[1])
@@ -97,17 +101,19 @@ def draw_predictions(path, canvases, labels, probs, threshold, loss):
             image.set(xticks=[], yticks=[])
             for spine in image.spines.values():
                 spine.set(visible=True, color="#bbbbbb")
-            bars.bar(classes, targets[row], width=0.9, facecolor="#dddddd", edgecolor=GREY)
-            bars.bar(classes, probs[row], width=0.5, color=BLUE)
+            bars.bar(classes, targets[row], bottom=low, width=0.9, facecolor="#dddddd", edgecolor=GREY)
+            bars.bar(classes, probs[row] - low, bottom=low, width=0.5, color=BLUE)
             bars.axhline(threshold, color=ORANGE, linestyle=":")
-            bars.set(xticks=classes, ylim=(0, 1.05), yticks=[0, 0.5, 1])
+            bars.set(xticks=classes, ylim=(low, high))
+            if loss not in net.RANKINGS:
+                bars.set(yticks=[0, 0.5, 1])
             bars.tick_params(axis="x", length=0)
             for tick in np.flatnonzero(labels[row]):
                 bars.get_xticklabels()[tick].set_fontweight("bold")
             text, color = verdict(labels[row], found[row])
             bars.set_title(text, color=color, fontweight="bold")
         for bars in axes[:, 1]:
-            bars.set_ylabel("probability")
+            bars.set_ylabel(quantity)
         for bars in axes[-1, 1::2]:
             bars.set_xlabel("digit")
         figure.legend(

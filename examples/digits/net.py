@@ -1,4 +1,4 @@
-"""The net of the digits example, from Caffe's NetSpec: a small convolutional net that ends in one of five losses."""
+"""The net of the digits example, from Caffe's NetSpec: a small convolutional net that ends in one of ten losses."""
 
 import json
 
@@ -7,6 +7,7 @@ from caffe import layers as L
 from caffe import params as P
 
 CLASSES = 10
+RANKINGS = ("pairwise", "warp", "lsep", "zlpr")  # they know scores, and no probabilities
 
 # This package's losses: the layer and the options that matter here.
 LAYERS = {
@@ -14,9 +15,14 @@ LAYERS = {
     "softmax": ("MultilabelSoftmaxLossLayer", {"label_normalization": "l1"}),
     "sigmoid": ("MultilabelSigmoidLossLayer", {}),
     "focal": ("MultilabelSigmoidLossLayer", {"focal_gamma": 2}),
+    "asymmetric": (
+        "MultilabelSigmoidLossLayer",
+        {"focal_gamma": {"positive": 0, "negative": 4}, "negative_margin": 0.05},
+    ),
+    **{name: ("MultilabelRankingLossLayer", {"ranking": name}) for name in RANKINGS},
 }
 LOSSES = (*LAYERS, "caffe-sigmoid", "caffe-single")
-SIGMOIDS = ("sigmoid", "focal", "caffe-sigmoid")  # each class has a probability of its own
+SIGMOIDS = ("sigmoid", "focal", "asymmetric", "caffe-sigmoid")  # each class has a probability of its own
 
 # What may make up for rare classes: options of the layer that take the class weights, or labels multiplied by them.
 BALANCES = {"softmax": ("class_weight", "labels"), "sigmoid": ("class_weight", "pos_weight")}
@@ -63,7 +69,8 @@ def digits_net(source, batch_size, loss="softmax", probs=False, balance=None, cl
     loss : str
         One of LOSSES. "caffe-single" (Caffe's SoftmaxWithLoss) reads `single`, the others `label`.
     probs : bool
-        Add the blob `probs` (N, 10): the softmax of the scores, or their sigmoid where that is the loss. For testing.
+        Add the blob `probs` (N, 10): the softmax of the scores, or their sigmoid where that is the loss; nothing for
+        RANKINGS. For testing.
     balance : str or None
         One of BALANCES[loss]: the option that gets the `class_weights`, or "labels" to read `weighted`.
     """
@@ -80,6 +87,6 @@ def digits_net(source, batch_size, loss="softmax", probs=False, balance=None, cl
     n.peaks = L.Pooling(n.maps, pool=P.Pooling.MAX, global_pooling=True)
     n.scores = L.Flatten(n.peaks)
     add_loss(n, loss, labels, {balance: list(class_weights)} if balance in ("class_weight", "pos_weight") else {})
-    if probs:
+    if probs and loss not in RANKINGS:
         n.probs = L.Sigmoid(n.scores) if loss in SIGMOIDS else L.Softmax(n.scores)
     return n.to_proto()

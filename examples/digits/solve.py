@@ -1,10 +1,11 @@
 """Train a net on canvases of one to four handwritten digits in Caffe, measure it, and draw what it says.
 
     solve.py                                        # this package's multi-label softmax loss
-    solve.py --loss sigmoid                         # its sigmoid cross-entropy; focal: its focal loss
+    solve.py --loss sigmoid                         # its sigmoid cross-entropy; also focal, asymmetric
+    solve.py --loss pairwise                        # its ranking losses: pairwise, warp, lsep, zlpr
     solve.py --loss caffe-sigmoid                   # Caffe's SigmoidCrossEntropyLoss
     solve.py --loss caffe-single                    # Caffe's SoftmaxWithLoss on one label per canvas, picked at random
-    solve.py --compare --seeds 0 1 2                # all five, as a markdown table
+    solve.py --compare --seeds 0 1 2                # all of them, as a markdown table
     solve.py --imbalanced                           # some digits are 20 times rarer in training
     solve.py --imbalanced --balance class_weight    # and class weights make up for it
     solve.py --imbalanced --compare                 # every way to make up for it, as a markdown table
@@ -125,9 +126,12 @@ def read_split(source_folder, split, name):
         return file[name][:]
 
 
-def best_threshold(labels, probs):
-    """The decision rule: a class is on the canvas if its probability exceeds this number, that of the best micro F1."""
-    thresholds = np.arange(1, 100) / 100
+def best_threshold(labels, probs, loss):
+    """The decision rule: a class is on the canvas if its probability exceeds this number, that of the best micro F1.
+
+    Of RANKINGS, whose scores may lie anywhere, it is one of the scores.
+    """
+    thresholds = np.unique(probs) if loss in net.RANKINGS else np.arange(1, 100) / 100
     hits, found = (
         np.array([np.count_nonzero(of > threshold) for threshold in thresholds]) for of in (probs[labels == 1], probs)
     )
@@ -193,7 +197,7 @@ def run(loss, balance, seed, iterations, source_folder, draw=True):
     shutil.copyfile(trained["weights"], weights)
 
     tuning = net_outputs(str(nets["tune"]), weights)
-    threshold = best_threshold(tuning.truth, tuning.probs)
+    threshold = best_threshold(tuning.truth, tuning.probs, loss)
     outputs = net_outputs(str(nets["test"]), weights)
     labels, probs = outputs.truth, outputs.probs
     metrics = measure(labels, probs, threshold)
@@ -229,7 +233,7 @@ def source_folder_of(output, seed, imbalanced):
 def compare(seeds, iterations, output, imbalanced):
     """Losses on the same canvases, seed by seed; prints mean and standard deviation as a markdown table.
 
-    All five losses; or, on imbalanced canvases, this package's with every way to make up for the imbalance. What an
+    All losses; or, on imbalanced canvases, this package's with every way to make up for the imbalance. What an
     interrupted comparison of the same sources has measured is not measured again.
     """
     variants = [(loss, None) for loss in net.LOSSES]
