@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, ClassVar, NamedTuple, Optional, Type
 
@@ -47,21 +48,17 @@ class Written(NamedTuple):
     divisor: float
     probes: bytes
 
-    def is_near(self, loss_weight: float) -> bool:
-        """Whether it is near enough to what it shall be to be scaled."""
-        step = abs(loss_weight) / self.divisor if self.divisor else abs(self.factor)
-        return NEAR * step < abs(self.factor) < step / NEAR
+    def is_in(self, diff: np.ndarray, stride: int) -> bool:
+        """Whether it is still there; entries of 0 prove nothing."""
+        return diff.reshape(-1)[::stride].tobytes() == self.probes and any(self.probes)
 
-    def serves(self, diff: np.ndarray, stride: int, loss_weight: float) -> bool:
-        """Whether it is still there, and may be scaled; entries of 0 prove nothing."""
-        is_there = any(self.probes) and diff.reshape(-1)[::stride].tobytes() == self.probes
-        return is_there and self.is_near(loss_weight)
-
-    def finish(self, diff: np.ndarray, loss_weight: float) -> None:
-        """Scale what is in `diff` to loss_weight over the divisor, unless it is so already."""
-        scale = loss_weight / self.divisor / self.factor if self.divisor and self.factor else 0.0
-        if abs(scale - 1) > 1e-9:
-            scale_gradient(diff, scale)
+    def scale(self, loss_weight: float) -> Optional[float]:
+        """What it is to be multiplied by; None where float32 may not hold its digits as it is."""
+        wanted = loss_weight / self.divisor if self.divisor else 0.0
+        if wanted == self.factor or not self.divisor:
+            return 1.0 if wanted == self.factor else 0.0
+        scale = wanted / self.factor if self.factor else math.inf
+        return scale if NEAR < abs(scale) < 1 / NEAR else None
 
 
 class MultilabelLossLayer(caffe.Layer):
@@ -104,28 +101,31 @@ class MultilabelLossLayer(caffe.Layer):
         self.shapes = shapes
         self.expected_divisor = float(self.loss.sizes()["FULL"] if self.loss.size is None else self.loss.size)
         self.written: Optional[Written] = None
-        self.stride = max(bottom[0].count // PROBES, 1)
+        self.entries, self.stride = scores.size, max(scores.size // PROBES, 1)
+        self.has_probs = len(top) == 2
         top[0].reshape()  # no axes: a scalar, like Caffe's own losses
-        if len(top) == 2:
+        if self.has_probs:
             top[1].reshape(*shapes[0])
 
     def forward(self, bottom: Any, top: Any) -> None:
         if self.writes_diff is None:
             self.writes_diff = self.phase == caffe.TRAIN and self.has_loss_weight(top)
         self.written = None
-        diff, factor = None, None
-        if self.writes_diff and bottom[0].count:
+        diff, factor = None, 1.0
+        if self.writes_diff and self.entries:
             diff, factor = bottom[0].diff, float(top[0].diff) / self.expected_divisor
-        mean = self.run(bottom, diff, data_of(top[1]) if len(top) == 2 else None, factor)
+        mean = self.run(bottom, diff, data_of(top[1]) if self.has_probs else None, factor)
         if abs(mean.loss) > FLOAT32_MAX and self.options.nonfinite == "error":
             raise self.explain(InputError("loss", f"the loss is {mean.loss:g}, more than float32 holds"))
         top[0].data[...] = mean.loss
-        divisor = self.share_divisor(mean.divisor * mean.weight_scale)
+        if self.writes_diff:
+            # The divisor is another one where several processes, or the batches of an iteration, make up one batch.
+            divisor = window.share(mean.divisor * mean.weight_scale, self.options.normalization == "NONE")
         if diff is not None:
-            self.written = Written(factor or 0.0, divisor, diff.reshape(-1)[:: self.stride].tobytes())
+            self.written = Written(factor, divisor, diff.reshape(-1)[:: self.stride].tobytes())
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
-        if len(top) == 2 and top[1].count and top[1].diff.any():
+        if self.has_probs and top[1].count and top[1].diff.any():
             raise ValueError(
                 f"{type(self).__name__}: top[1] (probabilities) has a gradient; none flows through it.\n"
                 "    Feed a Softmax layer from bottom[0] to the layers that train, and give top[1] loss_weight: 0."
@@ -133,31 +133,25 @@ class MultilabelLossLayer(caffe.Layer):
         if propagate_down[0] and bottom[0].count:
             diff, loss_weight = bottom[0].diff, float(top[0].diff)
             written = self.written
-            if written is None or not written.serves(diff, self.stride, loss_weight):
+            scale = written.scale(loss_weight) if written is not None and written.is_in(diff, self.stride) else None
+            if scale is None:
                 self.reshape(bottom, top)  # Caffe asks for it before a forward only; other shapes forget `written`
-                written = self.write_anew(bottom, diff, loss_weight, self.written.divisor if self.written else None)
-            written.finish(diff, loss_weight)
+                scale = self.write_anew(bottom, diff, loss_weight, self.written.divisor if self.written else None)
+            if abs(scale - 1) > 1e-9:
+                scale_gradient(diff, scale)
             self.written = None  # the layers before this one may work in place
         for k in range(1, len(bottom)):
             if propagate_down[k] and bottom[k].count:
                 bottom[k].diff[...] = 0  # labels and weights are constant; force_backward asks anyway
 
-    def write_anew(self, bottom: Any, diff: np.ndarray, loss_weight: float, divisor: Optional[float]) -> Written:
-        """The gradient of the bottoms' data in `diff`; with the divisor, if it is known, at once."""
+    def write_anew(self, bottom: Any, diff: np.ndarray, loss_weight: float, divisor: Optional[float]) -> float:
+        """The gradient of the bottoms' data in `diff`, with its divisor if that is known; what to multiply it by."""
         factor = loss_weight / (divisor or self.expected_divisor)
         mean = self.run(bottom, diff, None, factor)
         if divisor is None:
             divisor = mean.divisor * mean.weight_scale
-            if divisor and not Written(factor, divisor, b"").is_near(loss_weight):
-                return self.write_anew(bottom, diff, loss_weight, divisor)
-        return Written(factor, divisor, b"")
-
-    def share_divisor(self, divisor: float) -> float:
-        """What the gradient of this batch is divided by, from what it comes to alone, in units of the sample weights.
-
-        They differ where several processes, or the batches of an iteration, make up one batch.
-        """
-        return window.share(divisor, self.options.normalization == "NONE") if self.writes_diff else divisor
+        scale = Written(factor, divisor, b"").scale(loss_weight)
+        return self.write_anew(bottom, diff, loss_weight, divisor) if scale is None else scale
 
     def run(self, bottom: Any, gradient: Any, probs: Any, factor: Optional[float]) -> Mean:
         """The loss of the bottoms' data; errors name the blobs as the prototxt does."""
