@@ -118,3 +118,9 @@ def test_the_launcher_is_known_by_its_environment(environment, expected, monkeyp
         monkeypatch.setenv(name, value)
     assert launched() == expected
     assert not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"} & set(environment_of_child(1))
+
+
+def test_the_readme_has_the_arithmetic_of_many_nodes():
+    folder = TESTS.parent / "examples" / "distributed"
+    made = subprocess.run([sys.executable, folder / "arithmetic.py"], check=True, capture_output=True, text=True).stdout
+    assert made in (folder / "README.md").read_text()
