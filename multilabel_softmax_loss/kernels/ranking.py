@@ -178,7 +178,7 @@ def ranking_positions(
         if not u > 0:
             slopes[:] = 0
         elif not sound:
-            return np.nan, 0.0, True
+            return np.nan, 1.0, True  # counted, as a divisor of 0 would make it 0
         else:
             if ranking < 2:
                 loss = hinges(above, below, weights, margin, harmonic, ranking == 1, slopes)
