@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import sys
@@ -120,6 +121,17 @@ def figures_line(iteration: int, figures: Mapping[str, float], remark: str, row:
 
 def progress_bar(total: Optional[int], unit: str, initial: int = 0, desc: str = "", leave: bool = False) -> Any:
     """A tqdm bar on the standard error, as wide as the terminal is at each refresh; hidden where that is none."""
+    layout = "{n_fmt} {unit}{speed}{postfix}"
+    if total is not None:
+        layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{left}{speed}{postfix}"
+    options = {"initial": initial, "desc": desc, "leave": leave, "unit": unit, "bar_format": layout}
+    hidden = ranks.rank > 0 or not (ranks.has_terminal or sys.stderr.isatty())
+    return bar_class()(total=total, disable=hidden, file=sys.stderr, dynamic_ncols=True, **options)
+
+
+@functools.lru_cache(maxsize=None)
+def bar_class() -> type:
+    """One class for all bars, as tqdm starts a thread for each class."""
     from tqdm import tqdm
 
     class Bar(tqdm):
@@ -131,14 +143,9 @@ def progress_bar(total: Optional[int], unit: str, initial: int = 0, desc: str = 
             rate = facts["rate"] or ((facts["n"] - facts["initial"]) / facts["elapsed"] if facts["elapsed"] else 0)
             ahead = (facts["total"] or 0) - facts["n"]
             left = f", {duration(ahead / rate)} left" if rate and ahead > 0 else f", {duration(facts['elapsed'])}"
-            return {**facts, "left": left, "speed": f", {speed(rate, unit)}" if rate else ""}
+            return {**facts, "left": left, "speed": f", {speed(rate, self.unit)}" if rate else ""}
 
-    layout = "{n_fmt} {unit}{speed}{postfix}"
-    if total is not None:
-        layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{left}{speed}{postfix}"
-    options = {"initial": initial, "desc": desc, "leave": leave, "unit": unit, "bar_format": layout}
-    hidden = ranks.rank > 0 or not (ranks.has_terminal or sys.stderr.isatty())
-    return Bar(total=total, disable=hidden, file=sys.stderr, dynamic_ncols=True, **options)
+    return Bar
 
 
 def duration(seconds: float) -> str:

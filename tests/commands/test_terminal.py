@@ -8,6 +8,7 @@ import select
 import struct
 import sys
 import termios
+import threading
 
 import pytest
 
@@ -121,3 +122,11 @@ def test_rates_are_in_human_units():
         "2.0 s/it",
         "1 min 30 s each",
     ]
+
+
+def test_bars_one_after_the_other_leave_no_thread_each():
+    before = threading.active_count()
+    for _ in range(5):
+        with progress_bar(1, "batch"):
+            pass
+    assert threading.active_count() <= before + 1
