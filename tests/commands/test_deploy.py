@@ -363,7 +363,7 @@ def test_a_net_without_fillers_is_proved_with_weights_that_are_not_zero(tmp_path
     assert float(low) < 1 / CLASSES - 0.01 < 1 / CLASSES + 0.01 < float(high)
 
 
-def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, capsys):
+def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, run_here, capsys):
     twice = """layer { name: "double" type: "Python" bottom: "scores" top: "double"
       python_param { module: "doubling" layer: "Doubling" } }
     """
@@ -374,7 +374,7 @@ def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, capsys):
         "    def forward(self, bottom, top):\n        top[0].data[...] = 2 * bottom[0].data\n"
     )
     image_net(tmp_path, twice + (OURS % "").replace('bottom: "scores"', 'bottom: "double"'))
-    process = run_command("deploy", "train_val.prototxt", folder=tmp_path, check=3)
+    process = run_here("deploy", "train_val.prototxt", folder=tmp_path, check=3)
     assert "OpenCV: cannot run this net" in process.stdout
     assert (tmp_path / "deploy.prototxt").exists()
 
@@ -445,8 +445,8 @@ def test_an_impossible_shape_of_the_input_is_told_in_a_sentence(text):
         parse_shape(text)
 
 
-def test_a_net_without_a_name_is_told_in_a_sentence(tmp_path):
-    process = run_command("deploy", "", folder=tmp_path, check=2)
+def test_a_net_without_a_name_is_told_in_a_sentence(tmp_path, run_here):
+    process = run_here("deploy", "", folder=tmp_path, check=2)
     assert process.stderr == (
         "python -m multilabel_softmax_loss deploy: error: '' cannot be read: No such file or directory.\n"
     )

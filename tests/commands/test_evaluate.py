@@ -85,7 +85,7 @@ def test_two_lmdbs_give_what_an_hdf5_file_gives(trained, tmp_path):
     assert found[1] == pytest.approx(expected[1])
 
 
-def test_the_command_prints_a_table_and_writes_json_thresholds_and_a_picture(trained, tmp_path):
+def test_the_command_prints_a_table_and_writes_json_thresholds_and_a_picture(trained, tmp_path, run_here):
     (tmp_path / "classes.txt").write_text("".join(f"class {k}\n" for k in range(CLASSES)))
     process = run_command(
         *("evaluate", "-k", "1,3", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
@@ -104,7 +104,7 @@ def test_the_command_prints_a_table_and_writes_json_thresholds_and_a_picture(tra
     assert [entry["class"] for entry in report["per_class"]] == [f"class {k}" for k in range(CLASSES)]
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     # The file of thresholds decides as the tuning said.
-    again = run_command(
+    again = run_here(
         *("evaluate", trained / "train_val.prototxt", trained / "run" / "best.caffemodel"),
         *("--thresholds", "t.json", "--json", "again.json"),
         folder=tmp_path,
@@ -343,8 +343,8 @@ def test_several_k_are_one_word(capsys, words, message):
     assert capsys.readouterr().err.endswith(f"python -m multilabel_softmax_loss evaluate: error: {message}\n")
 
 
-def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_path):
-    process = run_command("evaluate", trained / "train_val.prototxt", "no.caffemodel", folder=tmp_path, check=2)
+def test_bad_input_ends_the_command_with_status_2_and_one_sentence(trained, tmp_path, run_here):
+    process = run_here("evaluate", trained / "train_val.prototxt", "no.caffemodel", folder=tmp_path, check=2)
     assert process.stdout == ""
     expected = "no.caffemodel is no file; expected weights (.caffemodel, or .caffemodel.h5). "
     expected += f"Paths count from the folder where you start, {tmp_path}."

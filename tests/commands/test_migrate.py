@@ -284,9 +284,9 @@ def test_the_readme_shows_what_is_printed(migrate):
     assert rounding.sub("", found) == rounding.sub("", printed)
 
 
-def test_the_command_replaces_a_net_and_finds_it_migrated(tmp_path):
+def test_the_command_replaces_a_net_and_finds_it_migrated(tmp_path, run_here):
     (tmp_path / "net.prototxt").write_text(net(SIGMOID))
     words = ("migrate", "net.prototxt", "--out", "net.prototxt", "--replace")
     done = run_command(*words, folder=tmp_path, check=0)
     assert done.stdout.endswith("Written: net.prototxt\n")
-    assert run_command(*words, folder=tmp_path, check=0).stdout == "net.prototxt: nothing to change.\n"
+    assert run_here(*words, folder=tmp_path, check=0).stdout == "net.prototxt: nothing to change.\n"

@@ -87,7 +87,7 @@ def test_top_k_threshold_and_thresholds_per_class(folder):
 
 
 @pytest.mark.parametrize("loss", [pytest.param(OURS % "", id="softmax"), pytest.param(SIGMOID, id="sigmoid")])
-def test_predict_decides_as_evaluate_where_probabilities_are_all_0_or_1(folder, loss):
+def test_predict_decides_as_evaluate_where_probabilities_are_all_0_or_1(folder, loss, run_here):
     import caffe
 
     rng = np.random.RandomState(1)
@@ -102,7 +102,7 @@ def test_predict_decides_as_evaluate_where_probabilities_are_all_0_or_1(folder, 
     scaled = caffe.Net("train_val.prototxt", "net.caffemodel", caffe.TEST)
     scaled.params["scores"][0].data[...] *= 5000
     scaled.save("scaled.caffemodel")
-    run_command("evaluate", "train_val.prototxt", "scaled.caffemodel", "--tune-thresholds", "t.json", folder=folder)
+    run_here("evaluate", "train_val.prototxt", "scaled.caffemodel", "--tune-thresholds", "t.json", folder=folder)
     outputs = net_outputs("train_val.prototxt", "scaled.caffemodel")
     assert np.isin(outputs.probs, [0, 1]).mean() > 0.9
     tuned = metrics.tune_thresholds(outputs.truth, outputs.log_odds)
@@ -124,11 +124,11 @@ def test_at_least_one_never_gives_an_empty_answer(folder):
         assert k == int(np.argmax(expected_probs(answer["image"])))
 
 
-def test_the_command_prints_a_table_or_json_lines_with_class_names(folder):
+def test_the_command_prints_a_table_or_json_lines_with_class_names(folder, run_here):
     words = ("predict", "deploy.prototxt", "net.caffemodel", "a.png", "b.png", "--classes", "classes.txt", "--top-k", 2)
     table = run_command(*words, folder=folder, check=0)
     assert re.fullmatch(r"(?:[ab]\.png(?:  (?:ant|bee|cat|dog|eel|fox) 0\.\d{3}){2}\n){2}", table.stdout)
-    lines = run_command(*words, "--json", folder=folder, check=0)
+    lines = run_here(*words, "--json", folder=folder, check=0)
     answers = [json.loads(line) for line in lines.stdout.splitlines()]
     assert [answer["image"] for answer in answers] == ["a.png", "b.png"]
     for answer in answers:
@@ -196,9 +196,9 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(folder, options, mes
     assert listing(folder) == before
 
 
-def test_a_bad_image_among_good_ones_ends_the_command_before_any_answer(folder):
+def test_a_bad_image_among_good_ones_ends_the_command_before_any_answer(folder, run_here):
     words = ("predict", "deploy.prototxt", "net.caffemodel", "a.png", "classes.txt")
-    process = run_command(*words, folder=folder, check=2)
+    process = run_here(*words, folder=folder, check=2)
     assert process.stdout == ""
     assert process.stderr == (
         "python -m multilabel_softmax_loss predict: error: classes.txt is torn, or no image that OpenCV reads.\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from support.tiny_nets import make_run, run_command
+from support.tiny_nets import make_run
 
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.class_labels import watch_labels
@@ -393,11 +393,11 @@ def test_a_mean_image_is_read_in_either_shape(here):
     assert np.array_equal(read_mean("new", "test"), expected)
 
 
-def test_train_refuses_before_the_first_iteration(tmp_path):
+def test_train_refuses_before_the_first_iteration(tmp_path, run_here):
     make_run(tmp_path)
     with h5py.File(tmp_path / "more.h5", "w") as file:
         file["data"], file["label"] = np.zeros((2, 4)), np.zeros((2, 6))
     (tmp_path / "train.txt").write_text("train.h5\nmore.h5\n")
-    process = run_command("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=2)
+    process = run_here("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=2)
     assert "more.h5 has samples of shape (4,) in data set 'data', and train.h5 of (5,)" in process.stderr
     assert not (tmp_path / "run").exists()

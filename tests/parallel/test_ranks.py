@@ -32,7 +32,8 @@ def test_ranks_share_gather_and_add_up():
             "killed",
             "busy",
             2,
-            "error: rank 3: Caffe died of signal 9 (SIGKILL), as the system sends where memory is short\n",
+            "error: rank 3: Caffe died of signal 9 (SIGKILL), as the system sends where memory "
+            "is short, or a time is over\n",
         ),
         (2, "abort", "", 2, "error: rank 1: Caffe stopped, since net.cpp:41 says: Check failed: torn\n"),
         (2, "finished early", "", 2, "error: rank 1 ended while others go on\n"),
