@@ -363,7 +363,7 @@ def test_a_net_without_fillers_is_proved_with_weights_that_are_not_zero(tmp_path
     assert float(low) < 1 / CLASSES - 0.01 < 1 / CLASSES + 0.01 < float(high)
 
 
-def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, run_here, capsys):
+def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, capsys):
     twice = """layer { name: "double" type: "Python" bottom: "scores" top: "double"
       python_param { module: "doubling" layer: "Doubling" } }
     """
@@ -374,7 +374,7 @@ def test_what_opencv_cannot_run_is_said_and_ends_with_3(tmp_path, run_here, caps
         "    def forward(self, bottom, top):\n        top[0].data[...] = 2 * bottom[0].data\n"
     )
     image_net(tmp_path, twice + (OURS % "").replace('bottom: "scores"', 'bottom: "double"'))
-    process = run_here("deploy", "train_val.prototxt", folder=tmp_path, check=3)
+    process = run_command("deploy", "train_val.prototxt", folder=tmp_path, check=3)
     assert "OpenCV: cannot run this net" in process.stdout
     assert (tmp_path / "deploy.prototxt").exists()
 
