@@ -89,9 +89,12 @@ def suits(scores: np.ndarray, labels: np.ndarray) -> bool:
 
 
 def label_constants(lists: Optional[int], ignore_label: Optional[float]) -> tuple:
-    """The length of lists of labels, 0 for dense ones, what pads them, and what stands for an unknown label."""
-    value = np.float32(np.nan if ignore_label is None else ignore_label)  # NaN equals nothing
-    return (lists or 0, value, np.float32(np.nan) if lists else value)
+    """length, ignoring and ignore_label as the kernels take them."""
+    return (
+        lists or 0,
+        lists is None and ignore_label is not None,
+        np.float32(0 if ignore_label is None else ignore_label),
+    )
 
 
 def plan_softmax(
@@ -111,7 +114,7 @@ def plan_softmax(
     """
     outer, classes, inner = shape
     entries = outer * classes * inner
-    class_weight = np.ones(classes) if class_weight is None else class_weight.copy()  # a read-only one is another type
+    class_weight = NO_WEIGHT if class_weight is None else class_weight.copy()  # options' are read-only, another type
     options = (class_weight, *label_constants(lists, ignore_label), normalization, float(smoothing), empty, classes)
     if inner == 1 and not (classes < SHORT and outer >= SHORT):
         return Plan(softmax_rows, options, outer, entries)
@@ -161,7 +164,7 @@ def plan_ranking(
 ) -> Plan:
     """A ranking loss of scores (N, C, S), with labels as in plan_softmax(); the rest is explained in ranking.py."""
     outer, classes, inner = shape
-    class_weight = np.ones(classes) if class_weight is None else class_weight.copy()
+    class_weight = NO_WEIGHT if class_weight is None else class_weight.copy()
     options = (class_weight, *label_constants(lists, ignore_label), ranking, margin, per_pair, empty, classes, inner)
     return Plan(ranking_positions, options, outer * inner, outer * classes * inner)
 

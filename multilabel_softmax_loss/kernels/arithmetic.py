@@ -7,7 +7,7 @@ from typing import List
 
 import numpy as np
 
-from .compiling import inlined
+from .compiling import inlined, summing, use_wide_vectors
 
 LOG2_E = 1 / math.log(2)
 LN_2 = math.log(2)
@@ -151,6 +151,16 @@ def farthest_of(farthest, score):
 def signs_of(signs, x):
     """The sign bits met so far; as float32 has its sign, so has int32."""
     return np.int32(signs | np.float32(x).view(np.int32))
+
+
+@summing
+def sum_of(values):
+    """The sum of float32 numbers as a double. In float32 even the few roundings of SIMD lanes would show."""
+    use_wide_vectors()
+    total = 0.0
+    for k in range(len(values)):
+        total += values[k]
+    return total
 
 
 @inlined

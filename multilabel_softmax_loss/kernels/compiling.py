@@ -91,26 +91,24 @@ def use_wide_vectors(typing_context):
     return types.void(), generate
 
 
-LINE = 16  # float32 numbers that come into the cache together
+@intrinsic
+def nonzero_marks(typing_context, row, first):
+    """64 bits that say which of row[first : first + 64], float32, are not 0; NaN is not."""
+
+    def generate(context, builder, signature, arguments):
+        vector = ir.VectorType(ir.FloatType(), 64)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        values = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer()), align=4)
+        return builder.bitcast(builder.fcmp_unordered("!=", values, ir.Constant(vector, [0.0] * 64)), ir.IntType(64))
+
+    return types.uint64(row, types.intp), generate
 
 
-def prefetching(will_write: bool) -> Any:
-    @intrinsic
-    def prefetch(typing_context, array, index):
-        """Ask for the line of the cache that array[index] is in, and go on."""
+@intrinsic
+def lowest_mark(typing_context, marks):
+    """The number of the lowest bit that is 1; there must be one."""
 
-        def generate(context, builder, signature, arguments):
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-            number = ir.IntType(32)
-            function = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-            llvm = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function)
-            builder.call(llvm, [address, number(int(will_write)), number(2), number(1)])  # second-level cache, data
-            return context.get_dummy_value()
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-        return types.void(array, types.intp), generate
-
-    return prefetch
-
-
-prefetch, prefetch_for_writing = prefetching(False), prefetching(True)
+    return types.int64(types.uint64), generate

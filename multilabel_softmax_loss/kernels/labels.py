@@ -1,4 +1,4 @@
-"""Labels in the kernels: lists of class indices spread into rows, and what turns labels into targets."""
+"""Labels in the kernels: lists of class indices spread into rows, rows listed, and what turns them into targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .compiling import inlined
+from .compiling import inlined, lowest_mark, nonzero_marks
 
 
 @inlined
@@ -37,25 +37,39 @@ def are_indices(lists, padding, classes):
 
 
 @inlined
-def any_label(labels):
-    """Whether a label is not 0, or NaN."""
-    bits = np.int32(0)
-    for k in range(len(labels)):
-        bits |= np.float32(labels[k]).view(np.int32)
-    return bits != 0
+def list_labels(labels, listed):
+    """Fill `listed` with the places of a row's labels that are not 0; how many, or -1 for more than it holds."""
+    limit = len(listed)
+    count = 0
+    whole = len(labels) - len(labels) % 64
+    for first in range(0, whole, 64):
+        marks = nonzero_marks(labels, first)
+        while marks != 0:
+            if count == limit:
+                return -1
+            listed[count] = first + lowest_mark(marks)
+            count += 1
+            marks &= marks - np.uint64(1)
+    for k in range(whole, len(labels)):
+        if labels[k] != 0:
+            if count == limit:
+                return -1
+            listed[count] = k
+            count += 1
+    return count
 
 
 @inlined
-def target_terms(total, count, known, normalization, smoothing, empty):
+def target_terms(total, count, known, weighted, weighted_known, normalization, smoothing, empty):
     """How the labels y of a position become its targets, t_k = w_k (a y_k + b) over the classes that are known.
 
-    From sum(y), the number of labels that are not 0, and that of the known classes, which matters where there is
-    smoothing or `empty` is not 0. `normalization` is 0 for y / sum(y), 1 for y / M, 2 for y; `empty` is 1 for uniform
-    targets where no label is positive.
+    From sum(y), the number of labels that are not 0, that of the known classes, and the sums of w y and of w over them.
+    `normalization` is 0 for y / sum(y), 1 for y / M, 2 for y; `empty` is 1 for uniform targets where no label is
+    positive.
 
     Returns
     -------
-    a, b, and whether the position counts
+    a, b, m = sum(t), and whether the position counts
     """
     labelled = total > 0
     parts = total if normalization == 0 else count if normalization == 1 else 1.0
@@ -64,4 +78,4 @@ def target_terms(total, count, known, normalization, smoothing, empty):
     uniform = 1.0 / size if empty == 1 and known > 0 else 0.0
     scale = (1.0 - smoothing) / parts if labelled else 0.0
     background = smoothing * (total / parts) / size if labelled else uniform
-    return scale, background, labelled or uniform > 0
+    return scale, background, scale * weighted + background * weighted_known, labelled or uniform > 0

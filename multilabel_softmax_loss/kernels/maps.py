@@ -15,11 +15,8 @@ import numpy as np
 from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, log1p, of_rank, rank, signs_of
 from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import spread, target_terms
+from .rows import CERTAIN, DEPTH, FAR, FEW
 
-FEW = 8  # classes from which on a tile with at most one label at each place is treated in float32
-DEPTH = np.float32(86)  # exponentials so far below the largest are 0 in float32
-FAR = np.float32(256)  # differences of scores from here on are exact in float32, where their exponentials matter
-CERTAIN = 1e-6  # R below which p - t of the best class would lose digits, and is made of the others
 PLACES = 1024  # at most so many places side by side
 TILE_ENTRIES = 1 << 15  # and so many exponentials, 256 KiB, in the second-level cache
 REST, TOTAL, DOT, POSITIVES, KNOWN, WEIGHTED, WEIGHTED_KNOWN, SCORE_DOT = range(0, 8 * PLACES, PLACES)
@@ -37,12 +34,12 @@ def tile_width(classes: int, places: int) -> int:
 
 
 @inlined
-def find_best(scores, labels, unknown, k, high, best):
+def find_best(scores, labels, ignoring, ignore_label, k, high, best):
     """Note class k where its score is the largest so far; `high` has the ranks."""
     use_wide_vectors()
     for j in range(len(scores)):
         number = rank(scores[j])
-        number = LOWEST_RANK if labels[j] == unknown else number
+        number = LOWEST_RANK if ignoring and labels[j] == ignore_label else number
         is_better = number > high[j]
         best[j] = k if is_better else best[j]
         high[j] = number if is_better else high[j]
@@ -59,14 +56,14 @@ def begin_tile(high, sums):
 
 
 @inlined
-def add_class(scores, labels, w, unknown, k, best, exps, sums):
+def add_class(scores, labels, w, ignoring, ignore_label, k, best, exps, sums):
     """One class of a tile, with class weight w and labels that may be unknown; the signs of the labels, as bits."""
     use_wide_vectors()
     signs = np.int32(0)
     for j in range(len(scores)):
         z = np.float64(scores[j]) - sums[PEAK + j]
         y = labels[j]
-        there = 0.0 if y == unknown else 1.0
+        there = 0.0 if ignoring and y == ignore_label else 1.0
         y = y if there == 1.0 else ZERO
         e = exp_negative(z)
         e = e if there == 1.0 else 0.0
@@ -91,8 +88,10 @@ def finish_tile(sums, best, weight, factor, normalization, smoothing, empty):
     idle = bad = 0
     for j in range(len(best)):
         total, known, rest = sums[TOTAL + j], sums[KNOWN + j], sums[REST + j]
-        scale, background, counted = target_terms(total, sums[POSITIVES + j], known, normalization, smoothing, empty)
-        mass = scale * sums[WEIGHTED + j] + background * sums[WEIGHTED_KNOWN + j]
+        scale, background, mass, counted = target_terms(
+            total, sums[POSITIVES + j], known, sums[WEIGHTED + j], sums[WEIGHTED_KNOWN + j],
+            normalization, smoothing, empty,
+        )  # fmt: skip
         bad += 0 if total < np.inf and not (empty == 2 and known > 0 and not total > 0) else 1
         u = weight[j] if len(weight) else 1.0
         u = u if counted else 0.0
@@ -109,11 +108,11 @@ def finish_tile(sums, best, weight, factor, normalization, smoothing, empty):
 
 
 @inlined
-def write_slopes(exps, labels, unknown, w, sums, gradient):
+def write_slopes(exps, labels, ignoring, ignore_label, w, sums, gradient):
     use_wide_vectors()
     for j in range(len(labels)):
         y = labels[j]
-        there = 0.0 if y == unknown else w
+        there = 0.0 if ignoring and y == ignore_label else w
         gradient[j] = sums[SHARE + j] * exps[j] - there * (sums[SCALE + j] * y + sums[BACKGROUND + j])
 
 
@@ -132,7 +131,7 @@ def mend_slopes(labels, label_at, label_step, class_weight, best, idle, classes,
         if sums[WEIGHT + j] > 0:
             if sums[REST + j] < CERTAIN and best[j] >= 0:
                 k = np.int64(best[j])
-                w = class_weight[k]
+                w = class_weight[k] if len(class_weight) else 1.0
                 others = sums[SCALE + j] * (sums[WEIGHTED + j] - w * labels[label_at + k * label_step + j])
                 others += sums[BACKGROUND + j] * (sums[WEIGHTED_KNOWN + j] - w)
                 gradient[at + k * step + j] = others - sums[SHARE + j] * sums[REST + j]
@@ -239,7 +238,7 @@ def quick_tile(
         u = (weight[j] if len(weight) else 1.0) if k >= 0 else 0.0
         weight_sum += u
         mass = 1.0 if normalization == 0 else y
-        sums[MASS + j] = u * mass * class_weight[k] if k >= 0 else 0.0
+        sums[MASS + j] = u * mass * class_weight[k] if k >= 0 and len(class_weight) else u * mass
         sums[OWN + j] = exps[max(k, 0), j]
     if not good:
         return 0.0, 0.0, False
@@ -260,7 +259,7 @@ def quick_tile(
 
 @inlined
 def softmax_tile(
-    scores, at, step, labels, label_at, label_step, class_weight, unknown,
+    scores, at, step, labels, label_at, label_step, class_weight, ignoring, ignore_label,
     normalization, smoothing, empty, classes, weight, factor, high, best, exps, sums, gradient, probs, out_at,
 ):  # fmt: skip
     """Any tile, in float64; class k of its scores begins at `at` + k `step`, that of its labels and outputs alike."""
@@ -269,19 +268,19 @@ def softmax_tile(
     best[:] = -1
     for k in range(classes):
         y = labels[label_at + k * label_step :][:count]
-        find_best(scores[at + k * step :][:count], y, unknown, k, high, best)
+        find_best(scores[at + k * step :][:count], y, ignoring, ignore_label, k, high, best)
     begin_tile(high, sums)
     signs = np.int32(0)
     for k in range(classes):
         s, y = scores[at + k * step :][:count], labels[label_at + k * label_step :][:count]
-        w = class_weight[k]
-        signs |= add_class(s, y, w, unknown, k, best, exps[k], sums)
+        w = class_weight[k] if len(class_weight) else 1.0
+        signs |= add_class(s, y, w, ignoring, ignore_label, k, best, exps[k], sums)
     loss, counted, idle, good = finish_tile(sums, best, weight, factor, normalization, smoothing, empty)
     for k in range(classes):
         y = labels[label_at + k * label_step :][:count]
         if len(gradient):
-            w = class_weight[k]
-            write_slopes(exps[k], y, unknown, w, sums, gradient[out_at + k * step :][:count])
+            w = class_weight[k] if len(class_weight) else 1.0
+            write_slopes(exps[k], y, ignoring, ignore_label, w, sums, gradient[out_at + k * step :][:count])
         if len(probs):
             write_probs(exps[k], best, sums, probs[out_at + k * step :][:count])
     if len(gradient):
@@ -306,12 +305,12 @@ def turn_back(columns, width, rows, first, count, classes):
 
 @compiled
 def softmax_maps(
-    scores, labels, weight, gradient, probs, factor, class_weight, length, padding, unknown,
+    scores, labels, weight, gradient, probs, factor, class_weight, length, ignoring, ignore_label,
     normalization, smoothing, empty, classes, places, width, turned, start, stop,
 ):  # fmt: skip
     """Tiles `start` to `stop` of `width` places each; `turned` where scores and labels are (S, C), one row a place."""
     tiles = (places + width - 1) // width
-    may_be_quick = unknown != unknown and smoothing == 0 and empty == 0 and classes >= FEW and not len(probs)
+    may_be_quick = not ignoring and smoothing == 0 and empty == 0 and classes >= FEW and not len(probs)
     quick, numbers = np.empty((classes, width), np.float32), np.empty(END_32, np.float32)
     exps, sums = np.empty((classes, width)), np.empty(END)
     high, best = np.empty(width, np.int32), np.empty(width, np.int32)
@@ -333,7 +332,7 @@ def softmax_maps(
             if not length:
                 turn(labels, first, count, classes, targets, width)
         if length and not spread(
-            labels, list_at, entry_step, place_step, length, count, padding, classes, ONE, targets, width
+            labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ONE, targets, width
         ):
             return 0.0, 0.0, False
         own_labels = turned or length > 0
@@ -348,7 +347,7 @@ def softmax_maps(
             )  # fmt: skip
         if not good:
             loss, counted, good = softmax_tile(
-                s, s_at, s_step, y, y_at, y_step, class_weight, unknown,
+                s, s_at, s_step, y, y_at, y_step, class_weight, ignoring, ignore_label,
                 normalization, smoothing, empty, classes, u, factor, high[:count], best[:count], exps, sums,
                 out, p_out, s_at,
             )  # fmt: skip
@@ -357,7 +356,7 @@ def softmax_maps(
         loss_sum += loss
         weight_sum += counted
         if length:
-            spread(labels, list_at, entry_step, place_step, length, count, padding, classes, ZERO, targets, width)
+            spread(labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ZERO, targets, width)
         if turned and len(gradient):
             turn_back(slopes, width, gradient, first, count, classes)
         if turned and len(probs):

@@ -24,7 +24,7 @@ def gather(values, first, step, out):
 
 
 @summing
-def read_position(scores, labels, class_weight, unknown, above, below, weights):
+def read_position(scores, labels, class_weight, ignoring, ignore_label, above, below, weights):
     """Part the classes: `above` has the scores of the unlabelled ones, `below` minus those of the labelled, else -inf.
 
     `weights` has the labels times the class weights. Returns the number of labelled and of other classes, the largest
@@ -37,14 +37,14 @@ def read_position(scores, labels, class_weight, unknown, above, below, weights):
     for k in range(len(weights)):
         s = scores[k]
         y = labels[k]
-        known = y != unknown
+        known = not (ignoring and y == ignore_label)
         y = y if known else ZERO
         bad += 0 if y >= 0 and y < np.inf else 1
         is_label, is_other = y > 0, known and y == 0
         labelled += 1 if is_label else 0
         others += 1 if is_other else 0
         strange += 1 if known and not (s < np.inf and (s > -np.inf or is_other)) else 0
-        w = y * class_weight[k]
+        w = y * (class_weight[k] if len(class_weight) else 1.0)
         above[k] = s if is_other else -np.inf
         below[k] = -s if is_label else -np.inf
         weights[k] = w
@@ -148,7 +148,7 @@ def write_slopes(slopes, factor, step, gradient):
 
 @compiled
 def ranking_positions(
-    scores, labels, weight, gradient, probs, factor, class_weight, length, padding, unknown,
+    scores, labels, weight, gradient, probs, factor, class_weight, length, ignoring, ignore_label,
     ranking, margin, per_pair, empty, classes, places, start, stop,
 ):  # fmt: skip
     """Positions `start` to `stop`; `probs` is there as all kernels are called alike, and is empty."""
@@ -162,16 +162,16 @@ def ranking_positions(
     for n in range(start, stop):
         sample, place = n // places, n % places
         first, listed = sample * classes * places + place, sample * length * places + place
-        if length and not spread(labels, listed, places, 0, length, 1, padding, classes, ONE, y, 1):
+        if length and not spread(labels, listed, places, 0, length, 1, ignore_label, classes, ONE, y, 1):
             return 0.0, 0.0, False
         gather(scores, first, places, s)
         if length == 0:
             gather(labels, first, places, y)
         labelled, others, high_above, high_below, sound, good = read_position(
-            s, y, class_weight, unknown, above, below, weights
+            s, y, class_weight, ignoring, ignore_label, above, below, weights
         )
         if length:
-            spread(labels, listed, places, 0, length, 1, padding, classes, ZERO, y, 1)
+            spread(labels, listed, places, 0, length, 1, ignore_label, classes, ZERO, y, 1)
         if not good or (empty == 2 and labelled == 0 and others > 0):
             return 0.0, 0.0, False
         u = (weight[n] if len(weight) else 1.0) if labelled > 0 else 0.0

@@ -1,22 +1,13 @@
 """Softmax cross-entropy of rows (N, C), one after the other, the classes in SIMD lanes.
 
-With b the class of the highest score, z = s - s_b, R the sum of exp(z) over the other classes, t the targets of
-labels.py and m their sum::
+With z = s - max(s) and R the sum of exp(z) over all classes but the best one, L = m log(1 + R) - sum_k t_k z_k, and the
+gradient is m p_k - t_k. Where R is small, that of the best class is the sum of the other t_k minus m R / (1 + R), so
+that rows that are certain keep their digits. Positions take the same way whatever their scores.
 
-    L        = m log(1 + R) - sum_k t_k z_k        no term is negative, so nothing cancels
-    p_k      = exp(z_k) / (1 + R)
-    dL/ds_k  = m p_k - t_k, but of b the sum of the other t_k minus m R / (1 + R)
-
-So positions that are certain keep their digits, and all take the same way, in float64: p and t may nearly cancel in
-any class. What targets are made of is summed only where there are labels; most runs of classes have none.
-
-Arrays are flat. `weight` (positions) and `class_weight` (C) are float64, the first may be empty for ones; `gradient`
-and `probs` may be empty where they are not wanted. With `length` above 0 labels are lists of so many class indices,
-padded with `padding`; labels equal to `unknown`, which may be NaN, are unknown. The gradient is written times `factor`.
+Arrays are flat. `weight` (positions) and `class_weight` (C) are float64 and may be empty for ones; `gradient` and
+`probs` may be empty where they are not wanted. With `length` above 0 labels are lists of so many class indices, padded
+with `ignore_label`; otherwise, with `ignoring`, labels equal to it are unknown. The gradient is written times `factor`.
 The kernels return sum u L, the sum of the weights u of the positions that count, and False where a label is none.
-
-In the loops all is read before anything is written, and no two values are chosen by the same branch: LLVM would make
-no SIMD of them.
 """
 
 from __future__ import annotations
@@ -25,174 +16,219 @@ import math
 
 import numpy as np
 
-from .arithmetic import LOWEST_RANK, ONE, ZERO, exp_negative, of_rank, rank
-from .compiling import LINE, compiled, inlined, prefetch, prefetch_for_writing, summing, use_wide_vectors
-from .labels import any_label, spread, target_terms
+from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, sum_of
+from .compiling import compiled, inlined, summing, use_wide_vectors
+from .labels import list_labels, spread, target_terms
 
-RUN = 128  # classes that are treated together
-# What is summed over the classes of a row: R; of the labels the sum, how many are not 0, w y of all classes but b and
-# of b, and w y z; of the known classes the number, w of all but b and of b, and w z.
-REST, TOTAL, POSITIVES, OTHERS, OWN, DOT, KNOWN, KNOWN_OTHERS, KNOWN_OWN, KNOWN_DOT, SUMS = range(11)
-
-
-@inlined
-def finish(sums, weight, factor, normalization, smoothing, empty):
-    """What the sums of a row come to.
-
-    Returns
-    -------
-    u L, u, whether its labels are labels; with the factor: u m / (1 + R), a and b of the targets, and the slope of the
-    best class. All are 0 where the row does not count.
-    """
-    rest, total, known, others, known_others = sums[REST], sums[TOTAL], sums[KNOWN], sums[OTHERS], sums[KNOWN_OTHERS]
-    good = total < np.inf and not (empty == 2 and known > 0 and not total > 0)
-    scale, ground, counted = target_terms(total, sums[POSITIVES], known, normalization, smoothing, empty)
-    if not (counted and weight > 0):
-        return 0.0, 0.0, good, 0.0, 0.0, 0.0, 0.0
-    mass = scale * (others + sums[OWN]) + ground * (known_others + sums[KNOWN_OWN])
-    loss = mass * math.log1p(rest) - scale * sums[DOT] - (ground * sums[KNOWN_DOT] if ground != 0 else 0.0)
-    u = factor * weight
-    share = u * mass / (1.0 + rest)
-    best_slope = u * (scale * others + ground * known_others) - share * rest
-    return weight * loss, weight, good, share, u * scale, u * ground, best_slope
+FEW = 8  # a row with at most one label among so many classes is treated in float32, its labels apart
+DEPTH = np.float32(86)  # exponentials so far below the largest are 0 in float32
+FAR = np.float32(256)  # differences of scores from here on are exact in float32, where their exponentials matter
+CERTAIN = 1e-6  # R below which p - t of the best class would lose digits, and is made of the others
 
 
 @inlined
-def highest_known(scores, labels, unknown):
+def highest_unlabelled(scores, labels):
+    """The largest score of the classes without a label."""
     use_wide_vectors()
     high = LOWEST_RANK
     for k in range(len(scores)):
-        high = max(high, LOWEST_RANK if labels[k] == unknown else rank(scores[k]))
-    peak = np.float64(of_rank(high))
-    return 0.0 if peak == -np.inf else peak
+        number = rank(scores[k])
+        high = max(high, number if labels[k] == ZERO else LOWEST_RANK)
+    return of_rank(high)
 
 
 @inlined
-def find_best(scores, labels, unknown, peak):
-    """The last class with that score; -1 for none."""
+def exps_below(scores, origin, low, unit, exps):
+    """exps = exp(s - origin) / 2^unit in float32, 0 where s - origin is below `low`."""
     use_wide_vectors()
+    for k in range(len(scores)):
+        x = scores[k] - origin
+        e = exp_32(low if x < low else x, unit)
+        exps[k] = ZERO if x < low else e
+
+
+@inlined
+def write_scaled(share, exps, out):
+    use_wide_vectors()
+    for k in range(len(exps)):
+        out[k] = share * exps[k]
+
+
+@inlined
+def quick_row(
+    scores, labels, class_weight, ignoring, ignore_label, normalization, weight, factor, listed, own, targets, exps,
+    gradient, probs,
+):  # fmt: skip
+    """A row with few labels and no target elsewhere, float32 but for its labelled classes, where p and t may cancel.
+
+    Returns u L, u, and 1; or 0 where it has more labels, -1 where a label is none.
+    """
+    classes = len(scores)
+    count = list_labels(labels, listed)
+    if count < 0:
+        return 0.0, 0.0, 0
+    high = highest_unlabelled(scores, labels)
+    if not high < np.inf:
+        return 0.0, 0.0, 0
+    high = high if high > -np.inf else ZERO
+    origin = high if abs(high) >= FAR else ZERO
+    unit = np.float32(math.floor(np.float32((high - origin) * LOG2_E_32)))
+    exps_below(scores, origin, np.float32(high - origin - DEPTH), unit, exps)
     best = -1
-    for k in range(len(scores)):
-        best = max(best, k if scores[k] == peak and labels[k] != unknown else -1)
-    return best
-
-
-@summing
-def add_exps(scores, labels, unknown, peak, best, exps):
-    """exps = exp(s - peak), 0 where unknown; returns their sum but for the best class."""
-    use_wide_vectors()
-    rest = 0.0
-    for k in range(len(scores)):
-        s = -np.inf if labels[k] == unknown else np.float64(scores[k])
-        e = exp_negative(s - peak)
-        rest += 0.0 if k == best else e
-        exps[k] = e
-    return rest
-
-
-@summing
-def add_labels(scores, labels, class_weight, unknown, peak, best, sums):
-    """Add the labels of a run of classes to the sums of its row; returns how many are none."""
-    use_wide_vectors()
-    total = positives = others = dot = known = known_others = known_dot = bad = 0.0
-    for k in range(len(scores)):
-        given, w = labels[k], class_weight[k]
-        z = np.float64(scores[k]) - peak
-        y = 0.0 if given == unknown else np.float64(given)
-        there = 0.0 if given == unknown else 1.0
-        w *= there
-        t = w * y
-        bad += 0.0 if y >= 0.0 else 1.0
+    peak = np.float64(high)
+    total = positives = weighted = 0.0
+    good = True
+    for i in range(count):
+        k = listed[i]
+        y = labels[k]
+        exps[k] = 0
+        known = not (ignoring and y == ignore_label)
+        y = y if known else ZERO
+        good = good and y >= 0
         total += y
-        positives += 1.0 if y != 0.0 else 0.0
-        others += 0.0 if k == best else t
-        dot += t * z if t != 0.0 else 0.0
+        positives += 1.0 if known else 0.0
+        targets[i] = (class_weight[k] if len(class_weight) else 1.0) * y
+        weighted += targets[i]
+        own[i] = scores[k] if known else -np.inf
+        if own[i] > peak:
+            peak, best = own[i], i
+    if not (good and total < np.inf):
+        return 0.0, 0.0, -1
+    scale, _, mass, counted = target_terms(total, positives, float(classes), weighted, 0.0, normalization, 0.0, 0)
+    weight = weight if counted else 0.0
+    ratio = math.exp(np.float64(origin) + np.float64(unit) * LN_2 - peak)
+    rest = sum_of(exps) * ratio
+    loss = others = 0.0
+    for i in range(count):
+        targets[i] *= scale
+        gap = own[i] - peak
+        own[i] = exp_negative(gap) if gap > -700.0 or gap != gap else 0.0
+        rest += own[i] if i != best else 0.0
+        others += targets[i] if i != best else 0.0
+        loss -= targets[i] * gap if targets[i] > 0 else 0.0
+    exp_sum = rest + (1.0 if best >= 0 else 0.0)
+    loss += mass * (math.log1p(rest) if best >= 0 else math.log(rest))
+    if len(probs):
+        write_scaled(ratio / exp_sum, exps, probs)
+        for i in range(count):
+            probs[listed[i]] = own[i] / exp_sum
+    if weight > 0:
+        if len(gradient):
+            factor *= weight
+            share = factor * mass / exp_sum
+            write_scaled(share * ratio, exps, gradient)
+            for i in range(count):
+                gradient[listed[i]] = share * own[i] - factor * targets[i]
+            if best >= 0 and rest < CERTAIN:
+                gradient[listed[best]] = factor * others - share * rest
+        return weight * loss, weight, 1
+    gradient[:] = 0
+    return 0.0, 0.0, 1
+
+
+@summing
+def full_row(
+    scores, labels, class_weight, ignoring, ignore_label, normalization, smoothing, empty, weight, factor, exps,
+    gradient, probs,
+):  # fmt: skip
+    """Any row, in float64: u L, u, and whether all labels are labels."""
+    use_wide_vectors()
+    classes = len(scores)
+    high = LOWEST_RANK
+    for k in range(classes):
+        number = rank(scores[k])
+        high = max(high, LOWEST_RANK if ignoring and labels[k] == ignore_label else number)
+    peak = np.float64(of_rank(high))
+    peak = 0.0 if peak == -np.inf else peak
+    bad = rest = ties = total = positives = known = weighted = weighted_known = dot = score_dot = 0.0
+    for k in range(classes):
+        z = np.float64(scores[k]) - peak
+        y = labels[k]
+        there = 0.0 if ignoring and y == ignore_label else 1.0
+        y = y if there == 1.0 else ZERO
+        w = class_weight[k] if len(class_weight) else 1.0
+        e = exp_negative(z)
+        e = e if there == 1.0 else 0.0
+        exps[k] = e
+        ties += 1.0 if e == 1.0 else 0.0
+        rest += 0.0 if e == 1.0 else e
+        bad += 0.0 if y >= ZERO else 1.0
         known += there
-        known_others += 0.0 if k == best else w
-        known_dot += w * z if w != 0.0 else 0.0
-    sums[TOTAL] += total
-    sums[POSITIVES] += positives
-    sums[OTHERS] += others
-    sums[DOT] += dot
-    sums[KNOWN] += known
-    sums[KNOWN_OTHERS] += known_others
-    sums[KNOWN_DOT] += known_dot
-    if best >= 0 and best < len(labels):
-        sums[OWN], sums[KNOWN_OWN] = class_weight[best] * labels[best], class_weight[best]
-    return bad
-
-
-@inlined
-def write_scaled(factor, exps, out):
-    use_wide_vectors()
-    for k in range(len(exps)):
-        out[k] = factor * exps[k]
-
-
-@inlined
-def write_slopes(exps, labels, class_weight, unknown, share, scale, ground, gradient):
-    use_wide_vectors()
-    for k in range(len(exps)):
-        y, w = labels[k], class_weight[k]
-        t = w * (scale * y + ground)
-        t = 0.0 if y == unknown else t
-        gradient[k] = share * exps[k] - t
+        total += y
+        positives += 1.0 if y != 0 else 0.0
+        weighted += w * y
+        weighted_known += w * there
+        dot += w * y * z if w * y != 0 else 0.0
+        score_dot += w * z if w * there != 0 else 0.0
+    if not (bad == 0 and total < np.inf) or (empty == 2 and known > 0 and not total > 0):
+        return 0.0, 0.0, False
+    scale, background, mass, counted = target_terms(
+        total, positives, known, weighted, weighted_known, normalization, smoothing, empty
+    )
+    weight = weight if counted else 0.0
+    exp_sum = rest + ties
+    if len(probs):
+        for k in range(classes):
+            probs[k] = exps[k] / exp_sum if exps[k] != 0 else 0.0
+    if not weight > 0:
+        gradient[:] = 0
+        return 0.0, 0.0, True
+    if len(gradient):
+        factor *= weight
+        share, scaled, ground = factor * mass / exp_sum, factor * scale, factor * background
+        for k in range(classes):
+            y = labels[k]
+            w = class_weight[k] if len(class_weight) else 1.0
+            w = 0.0 if ignoring and y == ignore_label else w
+            gradient[k] = share * exps[k] - w * (scaled * y + ground)
+        if ties == 1.0 and rest < CERTAIN:
+            best = 0
+            for k in range(classes):
+                best = k if exps[k] == 1.0 else best
+            w = class_weight[best] if len(class_weight) else 1.0
+            others = scaled * (weighted - w * labels[best]) + ground * (weighted_known - w)
+            gradient[best] = others - share * rest
+    others = rest if ties == 1.0 else rest + (ties - 1.0)  # apart, as a reassociated sum would lose a small rest
+    loss = mass * math.log1p(others) - scale * dot - (background * score_dot if background != 0 else 0.0)
+    return weight * loss, weight, True
 
 
 @compiled
 def softmax_rows(
-    scores, labels, weight, gradient, probs, factor, class_weight, length, padding, unknown,
+    scores, labels, weight, gradient, probs, factor, class_weight, length, ignoring, ignore_label,
     normalization, smoothing, empty, classes, start, stop,
 ):  # fmt: skip
     """Rows `start` to `stop`."""
-    exps, sums = np.empty(classes), np.empty(SUMS)
-    listed = np.zeros(classes if length else 0, np.float32)
-    has_targets = np.zeros(classes // RUN + 1, np.bool_)
-    everywhere = smoothing > 0 or empty > 0
+    exps, quick = np.empty(classes), np.empty(classes, np.float32)
+    limit = classes // FEW
+    listed, own, targets = np.empty(limit, np.int64), np.empty(limit), np.empty(limit)
+    lists = np.zeros(classes if length else 0, np.float32)
+    # Without a target everywhere, and with 0 for no label, the labels are where p and t may cancel.
+    may_be_quick = smoothing == 0 and empty == 0 and not (ignoring and ignore_label == 0)
+    none = np.empty(0, np.float32)
     loss_sum = weight_sum = 0.0
     for n in range(start, stop):
-        first = n * classes
-        if length and not spread(labels, n * length, 1, 0, length, 1, padding, classes, ONE, listed, 1):
+        first, last = n * classes, (n + 1) * classes
+        if length and not spread(labels, n * length, 1, 0, length, 1, ignore_label, classes, ONE, lists, 1):
             return 0.0, 0.0, False
-        s, y = scores[first : first + classes], listed[:] if length else labels[first : first + classes]
-        peak = highest_known(s, y, unknown)
-        best = find_best(s, y, unknown, peak)
-        sums[:] = 0
-        bad = 0.0
-        for a in range(0, classes, RUN):
-            b = min(a + RUN, classes)
-            # Meanwhile the next row comes into the cache, and what this one's gradient is written to.
-            for k in range(first + a, first + b, LINE):
-                if k + classes < len(scores):
-                    prefetch(scores, k + classes)
-                    if not length:
-                        prefetch(labels, k + classes)
-                if len(gradient):
-                    prefetch_for_writing(gradient, k)
-            sums[REST] += add_exps(s[a:b], y[a:b], unknown, peak, best - a, exps[a:b])
-            has_targets[a // RUN] = everywhere or any_label(y[a:b])
-            if has_targets[a // RUN]:
-                bad += add_labels(s[a:b], y[a:b], class_weight[a:b], unknown, peak, best - a, sums)
+        s, y = scores[first:last], lists[:] if length else labels[first:last]
         u = weight[n] if len(weight) else 1.0
-        loss, u, good, share, scale, ground, best_slope = finish(sums, u, factor, normalization, smoothing, empty)
-        if bad > 0 or not good:
+        g = gradient[first:last] if len(gradient) else none
+        p = probs[first:last] if len(probs) else none
+        loss, counted, done = 0.0, 0.0, 0
+        if may_be_quick:
+            loss, counted, done = quick_row(
+                s, y, class_weight, ignoring, ignore_label, normalization, u, factor, listed, own, targets, quick, g, p
+            )
+        if done == 0:
+            loss, counted, good = full_row(
+                s, y, class_weight, ignoring, ignore_label, normalization, smoothing, empty, u, factor, exps, g, p
+            )
+            done = 1 if good else -1
+        if done < 0:
             return 0.0, 0.0, False
         loss_sum += loss
-        weight_sum += u
-        if len(probs):
-            write_scaled(1.0 / (1.0 + sums[REST]), exps, probs[first : first + classes])
-        if len(gradient):
-            g = gradient[first : first + classes]
-            for a in range(0, classes, RUN):
-                b = min(a + RUN, classes)
-                if u == 0:  # nothing may be read from it
-                    g[a:b] = 0
-                elif has_targets[a // RUN]:
-                    write_slopes(exps[a:b], y[a:b], class_weight[a:b], unknown, share, scale, ground, g[a:b])
-                else:
-                    write_scaled(share, exps[a:b], g[a:b])
-            if best >= 0 and u > 0:
-                g[best] = best_slope
+        weight_sum += counted
         if length:
-            spread(labels, n * length, 1, 0, length, 1, padding, classes, ZERO, listed, 1)
+            spread(labels, n * length, 1, 0, length, 1, ignore_label, classes, ZERO, lists, 1)
     return loss_sum, weight_sum, True

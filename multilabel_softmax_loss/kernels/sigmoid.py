@@ -59,9 +59,9 @@ def quick_run(scores, labels, factor, exps, out):
 
 
 @inlined
-def weights_of(y, unknown, smoothing, positive, negative):
+def weights_of(y, ignoring, ignore_label, smoothing, positive, negative):
     """The weights of the two terms of an entry, 1 for a label that is known, else 0, and 1 for one that is none."""
-    known = 0.0 if y == unknown else 1.0
+    known = 0.0 if ignoring and y == ignore_label else 1.0
     label = np.float64(y) if known == 1.0 else 0.0
     t = (1.0 - smoothing) * label + 0.5 * smoothing
     bad = 0.0 if label >= 0.0 and label <= 1.0 else 1.0
@@ -86,7 +86,7 @@ def power_of(p, minus_log_p, gamma, whole):
 
 @summing
 def add_entries(
-    scores, labels, unknown, smoothing, positive, negative, weights, factor, up_gamma, down_gamma,
+    scores, labels, ignoring, ignore_label, smoothing, positive, negative, weights, factor, up_gamma, down_gamma,
     margin, focal, whole, shifted, slopes,
 ):  # fmt: skip
     """Sum u L and sum u of a line's entries, and whether all labels are labels; u dL/ds times factor into `slopes`.
@@ -97,7 +97,7 @@ def add_entries(
     use_wide_vectors()
     loss = counted = bad = 0.0
     for j in range(len(scores)):
-        up, down, known, odd = weights_of(labels[j], unknown, smoothing, positive[j], negative[j])
+        up, down, known, odd = weights_of(labels[j], ignoring, ignore_label, smoothing, positive[j], negative[j])
         u = known * weights[j]
         bad += odd
         p_cost, q_cost, p, q = log_sigmoids(scores[j])
@@ -140,7 +140,7 @@ def mark_listed(lists, at, step, length, k, row):
 
 @compiled
 def sigmoid_lines(
-    scores, labels, weight, gradient, probs, factor, positive, negative, length, padding, unknown,
+    scores, labels, weight, gradient, probs, factor, positive, negative, length, ignoring, ignore_label,
     smoothing, up_gamma, down_gamma, margin, classes, places, plain, start, stop,
 ):  # fmt: skip
     """Lines `start` to `stop`: rows (`places` 1), classes of maps, or runs of RUN entries where the loss is `plain`."""
@@ -178,13 +178,13 @@ def sigmoid_lines(
         good = True
         at = n * length * places
         if length and places == 1:
-            good = spread(labels, at, 1, 0, length, 1, padding, classes, ONE, listed, 1)
+            good = spread(labels, at, 1, 0, length, 1, ignore_label, classes, ONE, listed, 1)
         elif length:
-            good = k > 0 or are_indices(labels[at : at + length * places], padding, classes)
+            good = k > 0 or are_indices(labels[at : at + length * places], ignore_label, classes)
             mark_listed(labels, at, places, length, k, listed)
         if not good:
             return 0.0, 0.0, False
-        entries = (s, y, unknown, smoothing, of_positive, of_negative, of_entries, factor)
+        entries = (s, y, ignoring, ignore_label, smoothing, of_positive, of_negative, of_entries, factor)
         if not focal:
             loss, counted, good = add_entries(*entries, up_gamma, down_gamma, margin, False, False, False, g)
         elif margin == 0 and whole:
@@ -200,5 +200,5 @@ def sigmoid_lines(
         loss_sum += loss
         weight_sum += counted
         if length and places == 1:
-            spread(labels, at, 1, 0, length, 1, padding, classes, ZERO, listed, 1)
+            spread(labels, at, 1, 0, length, 1, ignore_label, classes, ZERO, listed, 1)
     return loss_sum, weight_sum, True

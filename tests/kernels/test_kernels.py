@@ -210,7 +210,14 @@ def test_whatever_the_options_the_kernels_equal_the_numpy_path(calls, seed):
     assert {"softmax_rows", "softmax_maps"} <= set(calls)
 
 
-# Rows with few labels
+# The quick way of rows, in float32
+
+
+def assert_agree_as_float32(numpy, numba):
+    """To the digits of float32, but not to more: those of float64 would mean that the quick way was not gone."""
+    assert numba[0] == pytest.approx(numpy[0], rel=2e-7)
+    assert numba[0] == 0 or numba[0] != pytest.approx(numpy[0], rel=1e-12, abs=0)
+    np.testing.assert_allclose(numba[1], numpy[1], rtol=0, atol=2e-7 * np.abs(numpy[1]).max())
 
 
 def few_labels(classes, seed=0, scale=3):
@@ -244,7 +251,7 @@ def test_rows_with_few_labels_equal_the_numpy_path(classes, options):
     if "ignore_label" in options:
         labels[(labels > 0) & (rng.random(labels.shape) < 0.5)] = options["ignore_label"]
     for weight in (None, rng.random(8)):
-        assert_agree(*both(scores, labels, weight, **options))
+        assert_agree_as_float32(*both(scores, labels, weight, **options))
 
 
 @pytest.mark.parametrize("classes", [32, 100, 1000])
@@ -257,7 +264,18 @@ def test_short_lists_equal_the_numpy_path(classes, options):
     if options:
         options = dict(options, class_weight=rng.random(classes).tolist())
     for weight in (None, rng.random(8)):
-        assert_agree(*both(scores, indices, weight, label_format="indices", **options))
+        assert_agree_as_float32(*both(scores, indices, weight, label_format="indices", **options))
+
+
+@pytest.mark.parametrize(
+    "options, label",
+    [({"label_smoothing": 0.1}, 1), ({"empty": "uniform"}, 1), ({"ignore_label": 0}, 1), ({}, 0.01)],
+    ids=str,
+)
+def test_targets_in_most_classes_are_treated_in_float64(options, label):
+    scores, labels = few_labels(100)
+    labels[1:] = np.where(labels[1:], 1, 0 if label == 1 else label)
+    assert_agree(*both(scores, labels, **options))
 
 
 @pytest.mark.parametrize("score", [65, -65, 599, 3e4, -1e30, -np.inf])
@@ -290,13 +308,6 @@ def test_certain_rows_keep_their_digits(calls, gap, offset):
     for expected, found in zip(numpy[1], numba[1]):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2.2e-7 * np.abs(expected).max() + 1.5e-45)
     assert calls == ["softmax_rows"]
-
-
-def assert_agree_as_float32(numpy, numba):
-    """To the digits of float32, but not to more: those of float64 would mean that the quick way was not gone."""
-    assert numba[0] == pytest.approx(numpy[0], rel=2e-7)
-    assert numba[0] == 0 or numba[0] != pytest.approx(numpy[0], rel=1e-12, abs=0)
-    np.testing.assert_allclose(numba[1], numpy[1], rtol=0, atol=2e-7 * np.abs(numpy[1]).max())
 
 
 @pytest.mark.parametrize("score", [65, -65, 599])
@@ -418,7 +429,15 @@ def test_the_probabilities_agree():
         labels[1, 2] = -1
         numpy, numba = probabilities(scores, labels, ignore_label=-1)
         np.testing.assert_allclose(numba, numpy, rtol=1.2e-7, atol=0)
-        assert (numba == 0).any()  # where unknown
+
+
+def test_the_probabilities_of_the_quick_way_agree():
+    scores, labels = few_labels(100)
+    labels[2, 5] = -1
+    numpy, numba = probabilities(scores, labels, ignore_label=-1)
+    np.testing.assert_allclose(numba, numpy, rtol=2.5e-7, atol=0)
+    assert (numba != numpy).any()
+    assert numba[2, 5] == 0
 
 
 @pytest.mark.parametrize("bad", [-1, np.nan, np.inf, -np.inf])
