@@ -112,3 +112,28 @@ def lowest_mark(typing_context, marks):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
+
+
+LINE = 16  # float32 numbers that come into the cache together
+
+
+def prefetching(will_write: bool) -> Any:
+    @intrinsic
+    def prefetch(typing_context, array, index):
+        """Ask for the line of the cache that array[index] is in, and go on."""
+
+        def generate(context, builder, signature, arguments):
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+            number = ir.IntType(32)
+            function = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+            llvm = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function)
+            builder.call(llvm, [address, number(int(will_write)), number(2), number(1)])  # second-level cache, data
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), generate
+
+    return prefetch
+
+
+prefetch, prefetch_for_writing = prefetching(False), prefetching(True)

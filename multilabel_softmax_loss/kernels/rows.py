@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, of_rank, rank, sum_of
-from .compiling import compiled, inlined, summing, use_wide_vectors
+from .compiling import LINE, compiled, inlined, prefetch, prefetch_for_writing, summing, use_wide_vectors
 from .labels import list_labels, spread, target_terms
 
 FEW = 8  # a row with at most one label among so many classes is treated in float32, its labels apart
@@ -212,6 +212,15 @@ def softmax_rows(
         if length and not spread(labels, n * length, 1, 0, length, 1, ignore_label, classes, ONE, lists, 1):
             return 0.0, 0.0, False
         s, y = scores[first:last], lists[:] if length else labels[first:last]
+        for k in range(
+            first, last, LINE
+        ):  # the next row comes into the cache meanwhile, and where this one's gradient goes
+            if k + classes < len(scores):
+                prefetch(scores, k + classes)
+                if not length:
+                    prefetch(labels, k + classes)
+            if len(gradient):
+                prefetch_for_writing(gradient, k)
         u = weight[n] if len(weight) else 1.0
         g = gradient[first:last] if len(gradient) else none
         p = probs[first:last] if len(probs) else none
