@@ -23,6 +23,7 @@ from .labels import list_labels, spread, target_terms
 FEW = 8  # a row with at most one label among so many classes is treated in float32, its labels apart
 DEPTH = np.float32(86)  # exponentials so far below the largest are 0 in float32
 FAR = np.float32(256)  # differences of scores from here on are exact in float32, where their exponentials matter
+AHEAD = 1 << 15  # rows of more classes leave the second-level cache no room for the next one
 CERTAIN = 1e-6  # R below which p - t of the best class would lose digits, and is made of the others
 
 
@@ -193,6 +194,19 @@ def full_row(
     return weight * loss, weight, True
 
 
+@inlined
+def fetch_ahead(scores, labels, gradient, first, last, with_labels):
+    """Ask for the next row, and for where the gradient of this one goes: they come while this one is computed."""
+    classes = last - first
+    for k in range(first, last, LINE):
+        if k + classes < len(scores):
+            prefetch(scores, k + classes)
+            if with_labels:
+                prefetch(labels, k + classes)
+        if len(gradient):
+            prefetch_for_writing(gradient, k)
+
+
 @compiled
 def softmax_rows(
     scores, labels, weight, gradient, probs, factor, class_weight, length, ignoring, ignore_label,
@@ -212,15 +226,8 @@ def softmax_rows(
         if length and not spread(labels, n * length, 1, 0, length, 1, ignore_label, classes, ONE, lists, 1):
             return 0.0, 0.0, False
         s, y = scores[first:last], lists[:] if length else labels[first:last]
-        for k in range(
-            first, last, LINE
-        ):  # the next row comes into the cache meanwhile, and where this one's gradient goes
-            if k + classes < len(scores):
-                prefetch(scores, k + classes)
-                if not length:
-                    prefetch(labels, k + classes)
-            if len(gradient):
-                prefetch_for_writing(gradient, k)
+        if classes <= AHEAD:
+            fetch_ahead(scores, labels, gradient, first, last, length == 0)
         u = weight[n] if len(weight) else 1.0
         g = gradient[first:last] if len(gradient) else none
         p = probs[first:last] if len(probs) else none
