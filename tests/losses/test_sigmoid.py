@@ -400,7 +400,7 @@ def test_a_margin_bounds_what_a_class_that_is_not_there_costs(dtype):
         scores = np.array([[np.inf, 1e4, -np.inf]], dtype)
         loss, gradient = sigmoid_cross_entropy(scores, [[0, 0, 0]], negative_margin=0.1, focal_gamma=gamma)
         assert loss == pytest.approx(2 * 0.9**gamma * np.log(10), rel=1e-11)
-        assert np.abs(gradient).max() < 1e-300
+        assert float(np.abs(gradient).max()) < 1e-300
     with pytest.raises(ValueError, match="scores has nan at sample 0, class 1; expected finite scores"):
         sigmoid_cross_entropy(np.array([[np.inf, np.nan]], dtype), [[0, 0]], negative_margin=0.1)
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
-from support.tiny_nets import make_run
+from support.tiny_nets import make_run, read_net
 
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.class_labels import watch_labels
 from multilabel_softmax_loss.nets.data_layers import batch_size, check_data, count_samples
+from multilabel_softmax_loss.nets.heads import Head, find_heads
 from multilabel_softmax_loss.nets.means import read_mean
 
 
@@ -401,3 +402,21 @@ def test_train_refuses_before_the_first_iteration(tmp_path, run_here):
     process = run_here("train", "solver.prototxt", "--out", "run", folder=tmp_path, check=2)
     assert "more.h5 has samples of shape (4,) in data set 'data', and train.h5 of (5,)" in process.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_caffe_cuts_to_its_ignore_label_is_refused():
+    labels = np.full((2, 6), 0.25, np.float32)
+    head = find_heads(read_net(SIGMOID_LOSS % "loss_param { ignore_label: 0 }").layer)[0]
+    for read in (head.check_batch, lambda labels: head.rows(np.zeros((2, 6), np.float32), labels)):
+        with pytest.raises(
+            UsageError, match="blob 'l' holds 0.25, which Caffe cuts to its ignore_label 0, and so leaves"
+        ):
+            read(labels)
+    assert not head.rows(np.zeros((2, 6), np.float32), np.ceil(labels) * np.eye(2, 6, dtype=np.float32))[2][1, 0]
+    assert find_heads(read_net(SIGMOID_LOSS % "").layer)[0].rows(np.zeros((2, 6), np.float32), labels)[2].all()
+    assert (
+        Head("s", "l", "sigmoid", ignore_label=0).rows(np.zeros((2, 6), np.float32), labels)[2].all()
+    )  # our own layer cuts nothing
+
+
+SIGMOID_LOSS = 'layer { name: "loss" type: "SigmoidCrossEntropyLoss" bottom: "s" bottom: "l" top: "loss" %s }'

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 from scipy.special import logsumexp
-from support.tiny_nets import read_net
 
 from multilabel_softmax_loss.errors import UsageError
-from multilabel_softmax_loss.nets.heads import Head, find_heads
+from multilabel_softmax_loss.nets.heads import Head
 
 SOFTMAX, SIGMOID = Head("s", None, "softmax"), Head("s", None, "sigmoid")
 
@@ -108,22 +107,6 @@ def test_labels_that_a_loss_may_not_be_given_are_refused_wherever_they_are_read(
     ignored = Head("s", "l", activation, ignore_label=value)
     if np.isfinite(value):
         assert not ignored.rows(SCORES[:2], labels)[2][1, 4]
-
-
-def test_a_label_that_caffe_cuts_to_its_ignore_label_is_refused():
-    labels = np.full((2, 6), 0.25, np.float32)
-    head = find_heads(read_net(SIGMOID_LOSS % "loss_param { ignore_label: 0 }").layer)[0]
-    for read in (head.check_batch, lambda labels: head.rows(SCORES[:2], labels)):
-        with pytest.raises(
-            UsageError, match="blob 'l' holds 0.25, which Caffe cuts to its ignore_label 0, and so leaves"
-        ):
-            read(labels)
-    assert not head.rows(SCORES[:2], np.ceil(labels) * np.eye(2, 6, dtype=np.float32))[2][1, 0]
-    assert find_heads(read_net(SIGMOID_LOSS % "").layer)[0].rows(SCORES[:2], labels)[2].all()
-    assert Head("s", "l", "sigmoid", ignore_label=0).rows(SCORES[:2], labels)[2].all()  # our own layer cuts nothing
-
-
-SIGMOID_LOSS = 'layer { name: "loss" type: "SigmoidCrossEntropyLoss" bottom: "s" bottom: "l" top: "loss" %s }'
 
 
 @pytest.mark.parametrize("value", [np.nan, 6, -2, 1.5])

@@ -12,6 +12,7 @@ OWN_FOLDERS = (ROOT, ROOT / "tests", ROOT / "examples" / "gradient_check")
 ALONG_WITH = {
     "nbclient.NotebookClient": "ipykernel",
     "support.tiny_nets.make_run": "caffe",
+    "support.tiny_nets.read_net": "caffe",
     "support.ranks.start_ranks": "mpi4py",
 }
 
