@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Callable, Sequence
 
 PROGRAM = "python -m multilabel_softmax_loss"
+SILENT = [False]  # whether another process says what may be wrong
 
 
 class UsageError(ValueError):
@@ -49,8 +50,9 @@ def shortlist(names: Any, most: int = 5) -> str:
 
 
 def warn(text: str) -> None:
-    """Say on the standard error what may be wrong; the work goes on."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Say on the standard error what may be wrong; the work goes on. Of several ranks, rank 0 says it."""
+    if not SILENT[0]:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def end_interrupted(

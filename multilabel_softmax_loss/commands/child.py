@@ -21,7 +21,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..errors import PROGRAM, UsageError, end_interrupted
+from ..errors import PROGRAM, SILENT, UsageError, end_interrupted
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
@@ -191,6 +191,7 @@ def child() -> None:
     if ranks.rank > 0:  # rank 0 says what is to be said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
         warnings.simplefilter("ignore")
+        SILENT[0] = True
     end(run_reporting(lambda arguments: getattr(import_module(module), name)(arguments), arguments))
 
 

@@ -18,6 +18,7 @@ from ..nets.data_layers import (
     places_of_sources,
     sources,
 )
+from ..nets.databases import watch_datums
 from ..nets.heads import Head, choose_head, unsaturated
 from ..nets.image_index import change_options, reads_index
 from ..nets.pairing import parameter_of
@@ -67,6 +68,7 @@ def net_outputs(
     count = samples_of(net, path, phase, head, iterations)
     loaded = load_net(net, path, "TEST", weights)
     watch_labels(loaded, net.layer)
+    watch_datums(loaded, net.layer)
     rows = collect(loaded, head, count, iterations, path)
     if not rows:
         return None

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import UsageError, shortlist
 from ..nets.class_labels import watch_labels
 from ..nets.data_layers import check_data, period, places_of_sources, sources
+from ..nets.databases import watch_datums
 from ..nets.image_index import reads_index
 from ..nets.locating import located
 from ..nets.python_layers import check_python_layers, python_layer_errors, staying
@@ -165,6 +166,7 @@ class SeededSolver:
             solver = caffe.get_solver(self.write(param))
         check_layer_names(solver.net, self.file.train.path)
         watch_labels(solver.net, self.file.train.net.layer)
+        watch_datums(solver.net, self.file.train.net.layer, ranks.size)
         return solver
 
     def write(self, message: Any) -> str:
@@ -278,6 +280,7 @@ class SeededSolver:
             net = caffe.Net(self.write(located(self.file.tests[number].net, os.path.dirname(self.prefix))), caffe.TEST)
         check_layer_names(net, path)
         watch_labels(net, self.file.tests[number].net.layer)
+        watch_datums(net, self.file.tests[number].net.layer)
         return net
 
     def begin_test(self, net: Any, number: int) -> None:

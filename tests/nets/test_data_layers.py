@@ -16,6 +16,7 @@ from support.tiny_nets import make_run, read_net
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.nets.class_labels import watch_labels
 from multilabel_softmax_loss.nets.data_layers import batch_size, check_data, count_samples
+from multilabel_softmax_loss.nets.databases import watch_datums
 from multilabel_softmax_loss.nets.heads import Head, find_heads
 from multilabel_softmax_loss.nets.means import read_mean
 
@@ -197,6 +198,38 @@ def test_an_entry_that_is_not_what_it_says_is_refused(here, monkeypatch, backend
     if large:
         monkeypatch.setattr("multilabel_softmax_loss.nets.databases.SMALL", 0)
     refused(database(backend, [datum()] * (len(values) > 0) + values if "00" not in message else values), message)
+
+
+SHORT = datum(label=200, data=bytes(5))  # as long as datum(label=7)
+
+
+@pytest.mark.parametrize(
+    "last, ranks, rand_skip, batches",
+    [
+        pytest.param(SHORT, 1, 0, 2, id="as long as others"),
+        pytest.param(SHORT, 2, 0, 1, id="two ranks"),
+        pytest.param(SHORT, 1, 3, 0, id="behind what chance leaves out"),
+        pytest.param(datum(), 1, 0, 9, id="whole"),
+    ],
+)
+def test_every_entry_of_a_large_lmdb_is_looked_at_as_it_comes(
+    here, monkeypatch, capsys, last, ranks, rand_skip, batches
+):
+    monkeypatch.setattr("multilabel_softmax_loss.nets.databases.SMALL", 0)
+    layers = list(database("LMDB", [datum(label=7)] * 4 + [last])) * 2  # both of batches of two
+    check_data(layers, "net.prototxt")
+    assert "Each is, with its class label, when the net reads it" in capsys.readouterr().err
+    net = caffe_pb2.NetParameter(layer=layers)
+    net.layer[1].top[:] = ["data again"]
+    Path("net.prototxt").write_text(str(net))
+    net = caffe.Net("net.prototxt", caffe.TRAIN)
+    layers[0].data_param.rand_skip = rand_skip
+    watch_datums(net, layers, ranks)
+    for _ in range(batches):
+        net.forward()
+    if last == SHORT:
+        with pytest.raises(UsageError, match="db .source of layer 'data'.: the Datum of key b'00000004' holds 5 numb"):
+            net.forward()
 
 
 @pytest.mark.parametrize("backend", ["LMDB", "LEVELDB"])

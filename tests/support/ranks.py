@@ -17,7 +17,7 @@ from support.tiny_nets import wait_for
 
 from multilabel_softmax_loss.commands.child import handling, join_ranks, run_as_rank
 from multilabel_softmax_loss.commands.terminal import say, tell
-from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.errors import UsageError, warn
 from multilabel_softmax_loss.parallel.ranks import ranks
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -104,6 +104,7 @@ def sums(arguments):
     assert ranks.share({"of": ranks.rank}, "share") == {"of": 0}
     assert ranks.everyone("x" * ranks.rank, "everyone") == ["x" * rank for rank in range(ranks.size)]
     assert ranks.any(ranks.rank == 1, "any")
+    warn("a doubt")
     say(f"all well; {os.environ['OMP_NUM_THREADS']} threads; a terminal: {ranks.has_terminal}")
     return 0
 
