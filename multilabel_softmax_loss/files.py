@@ -119,8 +119,8 @@ def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
     if path is None:
         return
     folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        raise UsageError(f"{path} cannot be written; expected a file name in a folder that exists.")
+    if (os.path.exists(path) and not os.path.isfile(path)) or not os.path.isdir(folder):
+        raise UsageError(f"{path} cannot be written; expected the name of a file, in a folder that exists.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path} cannot be written: no permission to write in {folder}.")
     if os.path.splitext(path)[1] not in kinds:
@@ -142,6 +142,14 @@ def reserve(folder: str, lengths: Sequence[int], start: int = 0) -> None:
         for length in lengths if hasattr(os, "posix_fallocate") else ():
             file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             os.posix_fallocate(file.fileno(), start, length)
+
+
+def open_file(path: str, mode: str = "r", **options: Any) -> Any:
+    """Open a file to read it, as `open` does; an OSError for a pipe or a device, which may have no end."""
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; expected a file", path)
+    return open(path, mode, **options)
 
 
 def cannot_be_written(path: str, error: OSError) -> UsageError:
@@ -178,7 +186,7 @@ def search_hint(path: str) -> str:
 def read_lines(path: str, what: str) -> List[str]:
     """The lines of a text file, empty ones and a byte order mark left out."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_file(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} ({what}) is no text file.") from error
@@ -198,7 +206,7 @@ def read_json(path: str, expected: str) -> Any:
     UsageError : it cannot be read, is no JSON, says something twice, or holds what no float or no text can be.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_file(path, encoding="utf-8-sig") as file:
             content = json.load(
                 file,
                 object_pairs_hook=unique_keys,

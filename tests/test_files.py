@@ -11,7 +11,15 @@ import pytest
 from support.tiny_nets import listing
 
 from multilabel_softmax_loss.errors import UsageError
-from multilabel_softmax_loss.files import read_json, read_lines, replacing, same_file, write_text
+from multilabel_softmax_loss.files import (
+    check_output,
+    open_file,
+    read_json,
+    read_lines,
+    replacing,
+    same_file,
+    write_text,
+)
 
 
 def test_signals_that_a_caller_blocked_stay_blocked(tmp_path):
@@ -84,6 +92,16 @@ def test_one_file_is_one_file_whatever_its_name(tmp_path, monkeypatch):
     assert same_file("new.json", "./new.json")  # neither is there yet
     assert not same_file("a.json", "new.json")
     assert not same_file(None, None)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "device"])
+def test_what_may_have_no_end_is_neither_read_nor_replaced(tmp_path, make):
+    path = str(tmp_path / "endless.json")
+    make(path)
+    with pytest.raises(OSError, match="it is a pipe, a socket or a device; expected a file"):
+        open_file(path)
+    with pytest.raises(UsageError, match="endless.json cannot be written; expected the name of a file"):
+        check_output(path, (".json",))
 
 
 def test_lines_are_read_without_the_mark_that_windows_editors_write(tmp_path):

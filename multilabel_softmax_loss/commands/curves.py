@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..files import open_file
 from .drawing import BLUE, fitting, legend_below, look, picture
 
 SOFTWARE = "multilabel_softmax_loss"  # as curves.png says of itself
@@ -16,7 +17,7 @@ SOFTWARE = "multilabel_softmax_loss"  # as curves.png says of itself
 
 def is_ours(path: str) -> bool:
     """Whether a picture is one that `draw_curves` made."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open_file(path, "rb") as file:
         return SOFTWARE.encode() in file.read(1 << 12)
     return False
 

@@ -7,7 +7,7 @@ import os
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from ..errors import UsageError
-from ..files import cannot_be_written, replacing, set_aside
+from ..files import cannot_be_written, open_file, replacing, set_aside
 
 FIRST_COLUMNS = ["iteration", "seconds", "lr"]
 
@@ -98,7 +98,7 @@ def read_history(path: str) -> Stored:
     OSError : it cannot be opened.
     Damaged : its first line is not that of a history.
     """
-    with open(path, "rb") as file:
+    with open_file(path, "rb") as file:
         lines = file.read().split(b"\n")
     columns = read_cells(lines[0]) or []
     if columns[:3] != FIRST_COLUMNS or len(set(columns)) < len(columns):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import UsageError
-from ..files import cannot_be_read
+from ..files import cannot_be_read, open_file
 
 
 def read_image(path: str, gray: bool = False, turned: bool = True) -> np.ndarray:
@@ -24,7 +24,7 @@ def read_image(path: str, gray: bool = False, turned: bool = True) -> np.ndarray
 
 def read_bytes(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             return file.read()
     except (OSError, ValueError) as error:
         raise cannot_be_read(path, None, error) from error

@@ -12,7 +12,7 @@ import numpy as np
 from ..data import images
 from ..data.images import Geometry
 from ..errors import UsageError, unknown_name
-from ..files import cannot_be_read, is_number, read_json, replacing, write_text
+from ..files import cannot_be_read, is_number, open_file, read_json, replacing, write_text
 from .images import read_image
 
 NAME = "preprocessing.json"
@@ -202,7 +202,7 @@ def read_mean_image(path: str) -> np.ndarray:
 
     blob = caffe_pb2.BlobProto()
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             blob.ParseFromString(file.read())
     except (OSError, ValueError) as error:  # the latter for a name with a NUL byte
         raise cannot_be_read(path, "a mean image", error) from error

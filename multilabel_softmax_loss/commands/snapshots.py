@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from ..errors import UsageError
-from ..files import MARK, cannot_be_written, reserve, write_text
+from ..files import MARK, cannot_be_written, open_file, reserve, write_text
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
@@ -190,7 +190,7 @@ def read_record(path: str) -> Dict[str, Any]:
     OSError : it cannot be opened.
     ValueError : it is damaged, or something else.
     """
-    with open(path, encoding="utf-8") as file:
+    with open_file(path, encoding="utf-8") as file:
         try:
             content = json.load(file)
         except RecursionError as error:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..errors import UsageError
-from ..files import search_hint
+from ..files import open_file, search_hint
 from .stream import UNKNOWN, Say, Stream, is_image
 from .tables import (
     columns_of,
@@ -86,7 +86,7 @@ def json_keys(path: str) -> List[str]:
     """Names in the first and the last 64 kB of a JSON file."""
     if not path.lower().endswith(".json") or os.path.isdir(path):
         return []
-    with open(path, "rb") as file:
+    with open_file(path, "rb") as file:
         start = file.read(1 << 16)
         file.seek(max(os.path.getsize(path) - (1 << 16), 0))
         return re.findall(r'"(\w+)"\s*:', (start + file.read()).decode("utf-8", "replace"))

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from ..files import open_file
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 SOI, PNG, TIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", (b"II", b"MM")
 # In compressed data 0xFF is followed by 0, by a restart marker or by another 0xFF.
@@ -83,7 +85,7 @@ def read_image(path: str, gray: bool = False, strict: bool = False) -> np.ndarra
     BadImage : it is missing, empty, cut, corrupted or no image.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             data = file.read()
     except OSError as error:
         raise BadImage("missing" if isinstance(error, FileNotFoundError) else str(error.strerror)) from error

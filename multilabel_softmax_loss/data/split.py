@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterable, List, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError, shortlist
+from ..files import open_file
 from .source import Labels
 from .text import lines
 
@@ -44,7 +45,7 @@ def size_of(path: str) -> int:
 def digest_of(path: str, most: int = -1) -> bytes:
     """A digest of a file's content, or of its last `most` bytes."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             if most > 0:
                 file.seek(max(os.path.getsize(path) - most, 0))
             return hashlib.blake2b(file.read(), digest_size=16).digest()

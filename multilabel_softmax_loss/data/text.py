@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Iterator, List, Tuple
 
 from ..errors import UsageError
+from ..files import open_file
 
 CHUNK = 1 << 20
 
@@ -19,7 +20,7 @@ CHUNK = 1 << 20
 def reading(path: str) -> Iterator[Any]:
     """An open text file, of UTF-8 with or without a byte order mark; what is wrong with it is a UsageError."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_file(path, encoding="utf-8-sig", newline="") as file:
             yield file
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error

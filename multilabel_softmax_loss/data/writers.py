@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 import numpy as np
 
 from ..errors import UsageError
-from ..files import cannot_be_written, replacing, reserve
+from ..files import cannot_be_written, open_file, replacing, reserve
 from .datum import image_datum, label_datum
 from .source import Labels
 
@@ -173,7 +173,7 @@ def read_index(path: str) -> Labels:
     paths: List[str] = []
     start, columns, values = array("q", [0]), array("i"), array("f")
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open_file(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             head = file.readline()
             if not head.startswith(INDEX.split(":")[0]):
                 raise ValueError(f"its first line is {head[:60]!r}")

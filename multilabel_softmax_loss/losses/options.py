@@ -20,6 +20,8 @@ def per_class(value: Any) -> np.ndarray:
     """C non-negative values: a list, an array, or the name of a .npy or text file that holds them."""
     expected = "a list of finite numbers >= 0, one per class, or the name of a .npy or text file that holds them"
     if isinstance(value, str):
+        if os.path.exists(value) and not os.path.isfile(value):
+            raise ValueError("a readable file of one number per class, and no folder, pipe or device")
         try:
             value = read_array(value) if value.endswith(".npy") else read_numbers(value)
         except FileNotFoundError as error:

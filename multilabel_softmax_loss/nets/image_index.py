@@ -6,6 +6,7 @@ import json
 from typing import Any, Dict
 
 from ..errors import UsageError
+from ..files import open_file
 from ..param_str import parse_literal
 
 LAYER = "MultilabelImageDataLayer"
@@ -27,7 +28,7 @@ def count_index(layer: Any) -> int:
     """How many images its index lists."""
     source = index_options(layer).get("source", "")
     try:
-        with open(source, "rb") as file:
+        with open_file(source, "rb") as file:
             lines = sum(map(bool, map(bytes.strip, file)))
     except (OSError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error

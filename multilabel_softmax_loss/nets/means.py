@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
-from ..files import cannot_be_read
+from ..files import cannot_be_read, open_file
 
 
 def read_mean(path: str, named_by: str) -> np.ndarray:
@@ -21,7 +21,7 @@ def read_mean(path: str, named_by: str) -> np.ndarray:
     from google.protobuf.message import DecodeError
 
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             content = file.read()
     except (OSError, ValueError) as error:
         raise cannot_be_read(path, named_by, error) from error

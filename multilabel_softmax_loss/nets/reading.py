@@ -7,7 +7,7 @@ import os
 from typing import Any, List, Optional
 
 from ..errors import UsageError
-from ..files import cannot_be_read
+from ..files import cannot_be_read, open_file
 from .upgrade import upgrade_net, upgrade_solver
 
 KINDS = {"NetParameter": "a net", "SolverParameter": "a solver"}
@@ -34,7 +34,7 @@ def read_prototxt(path: str, kind: str = "NetParameter", named_by: Optional[str]
 
 def read_text(path: str, named_by: Optional[str]) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             content = file.read()
     except (OSError, ValueError) as error:
         raise cannot_be_read(path, named_by, error) from error

@@ -8,7 +8,7 @@ import re
 from typing import Any, List, NamedTuple
 
 from ..errors import UsageError
-from ..files import cannot_be_read
+from ..files import cannot_be_read, open_file
 
 LOOKED_FOR = 20_000  # images: whether they are there is asked of so many
 
@@ -21,7 +21,7 @@ def read_list(path: str, what: str) -> List[str]:
     UsageError : it cannot be read, is empty, or has a byte order mark, which Caffe takes for part of the first name.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             content = file.read()
     except (OSError, ValueError) as error:
         raise cannot_be_read(path, what, error) from error
