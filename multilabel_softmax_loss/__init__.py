@@ -77,7 +77,10 @@ def __getattr__(name: str) -> Any:
         )
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"{__name__}.{ON_DEMAND[name]}"), name)
+    try:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{ON_DEMAND[name]}"), name)
+    except AttributeError as error:  # which would say that there is no such name
+        raise ImportError(f"{name} cannot be loaded: {error}.") from error
     return value
 
 

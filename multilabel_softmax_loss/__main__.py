@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 
-from .errors import PROGRAM, UsageError, end_interrupted
+from .errors import PROGRAM, UsageError, end_interrupted, end_unexpected
 
 # Before what takes time is imported, be it `python -m` or the console script; a command knows better how to end.
 if __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("multilabel-softmax-loss"):
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, lambda number, frame: end_interrupted(" ".join(sys.argv[1:2])))
+    sys.excepthook = end_unexpected
 
 import argparse
 import importlib
@@ -23,7 +24,7 @@ from typing import Any, List, Optional, Tuple
 
 from .commands.child import end_before_meeting, join_ranks, run_as_rank, run_in_child, run_reporting
 from .commands.packages import missing_package
-from .commands.terminal import settle_streams, settle_warnings, tell
+from .commands.terminal import settle_environment, settle_streams, tell
 
 COMMANDS = {
     "convert": (
@@ -54,6 +55,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        check_start()
         hub = join_ranks(argv[0] if argv else "")
     except UsageError as error:
         return end_before_meeting(argv[0] if argv else "", str(error))
@@ -62,6 +64,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     module, arguments = parse(argv)
     run = run_reporting if getattr(module, "WITHOUT_CAFFE", False) else run_in_child
     return run(module.run, arguments)
+
+
+def check_start() -> None:
+    """Raise a UsageError where the working directory is gone, which all paths count from."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the folder where this starts was removed, or cannot be read; cd to another one.") from error
 
 
 def parse(argv: List[str]) -> Tuple[Any, Any]:
@@ -97,7 +107,7 @@ def parse(argv: List[str]) -> Tuple[Any, Any]:
 def console() -> None:
     """The console script `multilabel-softmax-loss`, and this module as a program."""
     settle_streams()
-    settle_warnings()
+    settle_environment()
     sys.exit(main())
 
 

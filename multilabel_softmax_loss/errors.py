@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from typing import Any, Callable, Sequence
 
 PROGRAM = "python -m multilabel_softmax_loss"
@@ -47,6 +48,25 @@ def unknown_name(what: str, name: str, known: Sequence[str], where: str) -> Usag
 def shortlist(names: Any, most: int = 5) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def hidden_module() -> str:
+    """What to add to an error where a file of the user's, in this folder or in PYTHONPATH, hides a module of Python."""
+    home = os.path.dirname(os.__file__)
+    places = [home, os.path.join(home, "lib-dynload")]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or home
+        if not (file.startswith(home) or "-packages" in file) and PathFinder.find_spec(name, places):
+            return f" {file} hides the module {name!r} of Python itself: rename it, or start from another folder."
+    return ""
+
+
+def end_unexpected(kind: Any, error: Any, trace: Any) -> None:
+    """Tell of an exception that nobody expected, with the status of bad usage: Python's own, 1, would say "no"."""
+    sys.__excepthook__(kind, error, trace)
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"{PROGRAM} ended by itself.{hidden_module()}", file=sys.stderr)
+    os._exit(2)
 
 
 def warn(text: str) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..errors import PROGRAM, SILENT, UsageError, end_interrupted
+from ..errors import PROGRAM, SILENT, UsageError, end_interrupted, hidden_module
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
@@ -221,7 +221,7 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     except UsageError as error:
         tell(arguments.command, str(error))
     except ImportError as error:
-        tell(arguments.command, missing_package(error))
+        tell(arguments.command, missing_package(error) + hidden_module())
     except SystemExit as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}, line {frame.lineno}"
@@ -233,8 +233,9 @@ def run_reporting(run: Callable[[Any], int], arguments: Any) -> int:
     except OSError as error:  # such as a full disk
         tell(arguments.command, f"{error}.")
     except BaseException:  # what a user's own layer raises, be it a KeyboardInterrupt; its author needs to know where
-        if not ranks.tell(traceback.format_exc().rstrip()):
-            traceback.print_exc()
+        told = traceback.format_exc().rstrip() + hidden_module()
+        if not ranks.tell(told):
+            print(told, file=sys.stderr)
     with suppress(OSError):
         sys.stdout.flush()
     return 2

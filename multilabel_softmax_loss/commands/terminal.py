@@ -85,8 +85,10 @@ def settle_streams() -> None:
         setattr(sys, name, Lasting(stream, {"stdout": "output", "stderr": "error"}[name]))
 
 
-def settle_warnings() -> None:
-    """Let no warning of a package end the program, as PYTHONWARNINGS=error would have it."""
+def settle_environment() -> None:
+    """Let no setting end the program: warnings as errors (PYTHONWARNINGS=error), or what tqdm cannot take."""
+    for name in [name for name in os.environ if name.startswith("TQDM_")]:
+        del os.environ[name]
     if any("error" in option for option in sys.warnoptions):
         warnings.simplefilter("default")
 

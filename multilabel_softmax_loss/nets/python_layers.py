@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from typing import Any, Iterator, Sequence
 
-from ..errors import UsageError
+from ..errors import UsageError, hidden_module
 
 LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError)  # what a Python layer raises for bad input
 
@@ -89,18 +89,20 @@ def check_python_layers(layers: Sequence[Any], path: str) -> None:
             try:
                 found = find_class(layer.python_param.module, layer.python_param.layer)
             except ImportError as error:
-                raise UsageError(f"{path}: layer {layer.name!r}: {error}") from error
+                raise UsageError(f"{path}: layer {layer.name!r}: {error}{hidden_module()}") from error
             if not (isinstance(found, type) and issubclass(found, caffe.Layer)):
                 raise UsageError(f"{path}: layer {layer.name!r}: {found!r} is no class derived from caffe.Layer.")
 
 
 @contextmanager
 def staying() -> Iterator[None]:
-    """Go back to the working directory, wherever a Python layer goes meanwhile: paths count from where one starts."""
+    """Go back to the working directory and the standard streams, wherever a Python layer leads them meanwhile."""
     here = os.open(".", os.O_RDONLY) if hasattr(os, "fchdir") else None
+    streams = sys.stdout, sys.stderr
     try:
         yield
     finally:
+        sys.stdout, sys.stderr = streams
         if here is not None:
             os.fchdir(here)
             os.close(here)

@@ -228,9 +228,32 @@ def test_a_signal_ends_any_command_with_status_130(number):
 
 
 def test_environments_that_hide_reasons_or_make_errors_of_warnings_do_not_reach_the_child():
-    changed = {"GLOG_minloglevel": "4", "GLOG_log_dir": "/nowhere", "PYTHONWARNINGS": "error"}
+    changed = {"GLOG_minloglevel": "4", "GLOG_log_dir": "/nowhere", "PYTHONWARNINGS": "error", "TQDM_NCOLS": "x"}
     process = ending("environment", env=changed)
     assert (process.returncode, process.stdout) == (0, "GLOG_minloglevel=2\n")
+
+
+def test_a_file_that_hides_a_module_of_python_is_named(tmp_path):
+    (tmp_path / "argparse.py").write_text("x = 1")
+    process = run_command("snippet", folder=tmp_path, check=2)
+    named = f"{tmp_path}/argparse.py hides the module 'argparse' of Python itself: rename it, or start from another"
+    assert named in process.stderr.splitlines()[-1]
+
+
+def test_a_layer_of_ours_that_cannot_be_loaded_is_not_said_to_be_unknown(monkeypatch):
+    import multilabel_softmax_loss as package
+
+    monkeypatch.setitem(package.ON_DEMAND, "Layer", "param_str")  # where an import fails by an AttributeError, too
+    with pytest.raises(ImportError, match="Layer cannot be loaded: module .* has no attribute 'Layer'"):
+        _ = package.Layer
+
+
+def test_a_start_from_a_folder_that_is_gone_is_told(tmp_path, monkeypatch, capfd):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["snippet"]) == 2
+    assert "the folder where this starts was removed, or cannot be read; cd to" in capfd.readouterr().err
 
 
 def test_a_warning_about_a_file_of_the_users_names_that_and_not_the_command():

@@ -221,9 +221,11 @@ def test_any_error_of_a_layer_leaves_a_snapshot_from_which_the_run_goes_on(
     assert same_weights(tmp_path / "whole" / "tiny_iter_9.caffemodel", tmp_path / "run" / "tiny_iter_9.caffemodel")
 
 
-def test_a_layer_that_changes_the_folder_changes_no_path(tmp_path, monkeypatch, no_pictures):
+def test_a_layer_that_changes_folder_and_streams_changes_neither_paths_nor_what_is_said(
+    tmp_path, monkeypatch, capsys, no_pictures
+):
     solver = make_run(tmp_path, max_iter=3, test=True)
-    add_layer(tmp_path, "os.chdir('/')")
+    add_layer(tmp_path, "os.chdir('/'); import sys; sys.stdout = sys.stderr = None")
     for name in ("solver.prototxt", "train_val.prototxt", "train.txt", "test.txt"):
         (tmp_path / name).write_text((tmp_path / name).read_text().replace(f"{tmp_path}/", ""))
     monkeypatch.chdir(tmp_path)
@@ -231,6 +233,7 @@ def test_a_layer_that_changes_the_folder_changes_no_path(tmp_path, monkeypatch, 
     train(os.path.basename(solver), out="run")
     assert os.getcwd() == str(tmp_path)
     assert (tmp_path / "run" / "tiny_iter_3.json").exists()
+    assert "Finished at iteration 3" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, monkeypatch, no_pictures):

@@ -18,7 +18,8 @@ def run(arguments):
     if how == "raise":
         raise {"KeyboardInterrupt": KeyboardInterrupt, "MemoryError": MemoryError}[what]("by a layer")
     if how == "environment":
-        print(*[f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("GLOG", "PYTHONW"))])
+        names = [name for name in sorted(os.environ) if name.startswith(("GLOG", "PYTHONW", "TQDM"))]
+        print(*[f"{name}={os.environ[name]}" for name in names])
     if how == "warn":
         warnings.warn("from a file of the user's", RuntimeWarning, stacklevel=1)
     if how == "print":
@@ -38,7 +39,8 @@ if __name__ == "__main__":  # as a command does
     import support.endings
 
     from multilabel_softmax_loss.commands.child import run_in_child
-    from multilabel_softmax_loss.commands.terminal import settle_streams
+    from multilabel_softmax_loss.commands.terminal import settle_environment, settle_streams
 
     settle_streams()
+    settle_environment()
     sys.exit(run_in_child(support.endings.run, Namespace(command="train", how=" ".join(sys.argv[1:]))))
