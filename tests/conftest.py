@@ -193,13 +193,20 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.fixture
+def needs_numba():
+    """The test is skipped where numba is not installed, but not in the environments that this project makes."""
+    if not (find_spec("numba") or OWN_ENVIRONMENT):
+        pytest.skip("needs numba, of the extra [fast]")
+
+
 @pytest.fixture(params=["numpy", "numba"])
 def backend(request, monkeypatch):
     """The test runs once by the NumPy path and once by the kernels."""
     from multilabel_softmax_loss.losses import evaluate as losses
 
-    if request.param == "numba" and not (find_spec("numba") or OWN_ENVIRONMENT):
-        pytest.skip("needs numba, of the extra [fast]")
+    if request.param == "numba":
+        request.getfixturevalue("needs_numba")
     monkeypatch.setenv("MULTILABEL_SOFTMAX_LOSS_KERNELS", request.param)
     losses.kernels.cache_clear()
     yield request.param

@@ -26,13 +26,14 @@ def without(monkeypatch):
         pytest.param("test_in_caffe.py", ["caffe"], id="imported"),
         pytest.param("commands/test_child.py", ["caffe"], id="used by a helper"),
         pytest.param("commands/test_metrics.py", ["sklearn"], id="in a function of the test"),
+        pytest.param("commands/test_terminal.py", ["tqdm"], id="in a function of this package that a test runs"),
         pytest.param("kernels/test_kernels.py", ["numba"], id="by this package"),
         pytest.param("losses/test_softmax.py", [], id="this package has another way"),
         pytest.param("test_package.py", [], id="loaded on demand"),
     ],
 )
 def test_what_a_test_needs_is_known_from_its_imports(test, missing, without):
-    without("caffe", "sklearn", "numba")
+    without("caffe", "sklearn", "numba", "tqdm")
     assert needs.missing_modules(TESTS / test) == missing
 
 
@@ -50,4 +51,4 @@ def test_pytest_names_what_it_left_out_and_why():
     arguments = ["-q", "-p", "no:cacheprovider", "--collect-only", str(TESTS / "nets")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, cwd=str(TESTS.parent))
     assert "\ntests/nets/test_reading.py needs caffe\n" in done.stdout.decode()
-    assert "\ntests/nets/test_heads.py::" in done.stdout.decode()
+    assert "\ntests/nets/test_python_layers.py::" in done.stdout.decode()

@@ -74,7 +74,7 @@ def answer(mode, loss, scores, labels, weight, options):
 
 
 @pytest.mark.parametrize("loss", list(CHOICES), ids=lambda loss: loss.__name__)
-def test_kernels_and_numpy_give_one_answer_or_one_error(loss):
+def test_kernels_and_numpy_give_one_answer_or_one_error(needs_numba, loss):
     rng = np.random.default_rng(SEED)
     refused = 0
     for number in range(CASES):
@@ -97,9 +97,8 @@ def test_kernels_and_numpy_give_one_answer_or_one_error(loss):
 
 
 @pytest.mark.parametrize("ranking", CHOICES[ranking_loss]["ranking"])
-@pytest.mark.parametrize("mode", ["numpy", "numba"])
-def test_an_infinite_score_is_told_and_costs_not_nothing(mode, ranking):
+def test_an_infinite_score_is_told_and_costs_not_nothing(backend, ranking):
     scores, labels = np.zeros((2, 5), np.float32), np.eye(2, 5, dtype=np.float32)
     scores[1, 3] = np.inf
-    said, _ = answer(mode, ranking_loss, scores, labels, None, {"ranking": ranking})
+    said, _ = answer(backend, ranking_loss, scores, labels, None, {"ranking": ranking})
     assert "scores has inf at sample 1, class 3" in str(said)

@@ -10,6 +10,7 @@ PACKAGE = "multilabel_softmax_loss"
 OWN_FOLDERS = (ROOT, ROOT / "tests", ROOT / "examples" / "gradient_check")
 # What is not imported but run.
 ALONG_WITH = {
+    "multilabel_softmax_loss.commands.terminal.progress_bar": "tqdm",
     "nbclient.NotebookClient": "ipykernel",
     "support.tiny_nets.make_run": "caffe",
     "support.tiny_nets.read_net": "caffe",
