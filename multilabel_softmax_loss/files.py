@@ -128,7 +128,7 @@ def check_output(path: Optional[str], kinds: Sequence[str]) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 

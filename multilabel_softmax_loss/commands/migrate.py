@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -12,7 +11,7 @@ import numpy as np
 from ..errors import UsageError, unknown_name
 from ..files import check_output, same_file, write_text
 from ..nets.class_labels import class_count
-from ..nets.editing import edited, net_edits
+from ..nets.editing import difference, edited, net_edits
 from ..nets.hdf5_lists import hdf5_files
 from ..nets.heads import PYTHON_LOSSES
 from ..nets.python_layers import running
@@ -83,7 +82,7 @@ def run(arguments: Any) -> int:
     if made == text and not questions:
         print(f"{path}: nothing to change.")
         return 0
-    print("".join(difflib.unified_diff(text.splitlines(True), made.splitlines(True), path, out or "new")), end="")
+    print(difference(text, made, path, out or "new"), end="")
     status = prove_all(net, losses, choices, questions, path)
     if questions:
         raise UsageError("\n    ".join(dict.fromkeys(questions)))  # a layer of each phase may have the name
@@ -130,15 +129,27 @@ def find_losses(net: Any, choices: Dict[str, str], arguments: Any) -> Tuple[List
             questions.append(loss)
         elif loss is not None:
             losses[place] = loss
+            if set(options_of(layer)) - {"focusing_parameter"}:
+                warn("migrate", f"layer {layer.name!r}: its param_str {layer.python_param.param_str!r} goes.")
         elif layer.type == "Python" and not is_ours(layer) and len(layer.bottom) > 1 and not used & set(layer.top):
             parameter = layer.python_param
             idle = "" if layer.loss_weight else " It has no loss_weight, so nothing is learned from it."
+            other = f" --layer {layer.name}=softmax or {layer.name}=sigmoid replaces it."
             warn(
                 "migrate",
                 f"layer {layer.name!r} (module {parameter.module!r}, layer {parameter.layer!r}) is no loss known here "
-                f"and stays.{idle} --layer {layer.name}=softmax or {layer.name}=sigmoid replaces it.",
+                f"and stays.{idle}{other if len(layer.bottom) == 2 else ''}",
             )
     return questions, losses
+
+
+def options_of(layer: Any) -> Dict[str, Any]:
+    """What the param_str of a Python layer holds; the text itself where that is no dict."""
+    text = layer.python_param.param_str
+    try:
+        return parse_literal(text) if text else {}
+    except ValueError:
+        return {"param_str": text}
 
 
 def is_ours(layer: Any) -> bool:
@@ -170,10 +181,7 @@ def new_loss(layer: Any, layers: Sequence[Any], choice: Optional[str], arguments
         return Loss("sigmoid", {"normalization": "NONE"})
     gamma = arguments.gamma
     if name == "FocalLoss" and choice in (None, "sigmoid"):
-        try:
-            given = parse_literal(layer.python_param.param_str)
-        except ValueError:
-            given = {}
+        given = options_of(layer)
         gamma = given.get("focusing_parameter") if gamma is None else gamma
         if gamma is None:
             return f"layer {layer.name!r} (FocalLoss): its param_str has no focusing_parameter; --gamma G says it."
@@ -324,10 +332,12 @@ def prove(layer: Any, loss: Loss, classes: int, path: str) -> Tuple[bool, bool]:
             before, reason = published_loss(former(layer), loss.options, scores, hot), str(error)
         differs = not (abs(before - after) <= TOLERANCE * abs(before) and apart <= TOLERANCE)
         flaw = f" ({FLAWS[former(layer)]})" if differs and labels == REAL and former(layer) in FLAWS else ""
-        print(f"    {labels:34} {before:<11.6g} {after:<10.6g} {'-' if reason else f'{apart:.0e}'}{flaw}")
+        former_loss = "-" if np.isnan(before) else f"{before:.6g}"
+        print(f"    {labels:34} {former_loss:<11} {after:<10.6g} {'-' if reason else f'{apart:.0e}'}{flaw}")
         agrees = agrees and (labels == REAL or not differs)
     if reason:
-        print(f"    Before is by the published formula, as the layer itself does not run: {reason}")
+        source = "not known" if np.isnan(before) else "by the published formula"
+        print(f"    Before is {source}, as the layer itself does not run: {reason}")
     if layer.type == "Python" and layer.loss_weight and layer.loss_weight[0] != 1:
         print(
             f"    loss_weight: {layer.loss_weight[0]:g} now scales the gradient, which the published layers do not do."

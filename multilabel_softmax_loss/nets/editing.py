@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -45,16 +46,28 @@ def statements(text: str, span: Span) -> Iterator[Statement]:
 
 
 def edited(text: str, edits: Sequence[Edit]) -> str:
-    """The text with these edits, which do not overlap; a line that only held what is taken out goes altogether."""
+    """The text with these edits, which do not overlap; a line that only held what is taken out goes altogether.
+
+    What is put in has the line ends of the text.
+    """
+    ends = "\r\n" if "\r\n" in text else "\n"
     for start, end, put in sorted(edits, reverse=True):
+        put = put.replace("\n", ends)
         if not put:
-            line, rest = text.rfind("\n", 0, start) + 1, re.compile(r"[ \t]*(\n|\Z)").match(text, end)
+            line, rest = text.rfind("\n", 0, start) + 1, re.compile(r"[ \t]*(\r?\n|\Z)").match(text, end)
             if rest and not text[line:start].strip():
                 start, end = line, rest.end()
             else:
                 start = len(text[:start].rstrip(" \t"))
         text = text[:start] + put + text[end:]
     return text
+
+
+def difference(text: str, made: str, path: str, name: str) -> str:
+    """The diff that makes one text the other, such as patch takes it: only a line feed ends a line."""
+    before, after = (re.findall(r".*\n|.+", one) for one in (text, made))
+    lines = difflib.unified_diff(before, after, path, name)
+    return "".join(line if line[-1] == "\n" else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def field_text(message: Any, name: str, indent: Optional[str]) -> str:
@@ -96,16 +109,40 @@ def message_edits(text: str, span: Span, old: Any, new: Any) -> List[Edit]:
     if added:
         indent = indent_of(text, found[0]) if found else None
         between = " " if indent is None else "\n" + indent
-        lines = between.join(field_text(new, name, indent) for name in added)
-        gone = next((place for place, edit in enumerate(edits) if not edit[2]), None)
-        if gone is not None:
-            edits[gone] = (*edits[gone][:2], lines)
+        pieces = [piece for name in added for piece in entries(new, name, indent)]
+        gone = [place for place, edit in enumerate(edits) if not edit[2]][: len(pieces)]
+        for place in gone[:-1]:  # an entry in place of an entry, so that the comment of each stays beside it
+            edits[place] = (*edits[place][:2], pieces.pop(0))
+        lines = between.join(pieces)
+        if gone:
+            edits[gone[-1]] = (*edits[gone[-1]][:2], lines)
         else:
             last = found[-1].end if found else span[0]
-            rest = re.compile(r"[ \t]*#[^\n]*").match(text, last)  # the comment of the last field stays beside it
+            rest = re.compile(r"[ \t]*#[^\r\n]*").match(text, last)  # the comment of the last field stays beside it
             last = rest.end() if rest and indent is not None else last
             edits.append((last, last, between + lines))
-    return edits + inner
+    return [with_comments(text, edit) for edit in edits] + inner
+
+
+def entries(message: Any, name: str, indent: Optional[str]) -> List[str]:
+    """A field of a message as prototxt: one text, or for a repeated field one for each of its values."""
+    field = message.DESCRIPTOR.fields_by_name[name]
+    alone = [message]
+    if field.label == field.LABEL_REPEATED:
+        alone = [type(message)(**{name: [value]}) for value in getattr(message, name)]
+    return [field_text(one, name, indent) for one in alone]
+
+
+def with_comments(text: str, edit: Edit) -> Edit:
+    """An edit that keeps the comments amid what it takes out, each on a line of its own before what it puts there."""
+    start, end, put = edit
+    comments = [token.group().rstrip() for token in TOKEN.finditer(text, start, end) if token.group()[0] == "#"]
+    if not comments:
+        return edit
+    line = text[text.rfind("\n", 0, start) + 1 : start]
+    indent = line[: len(line) - len(line.lstrip())]
+    lines = [*comments, put] if put or text[end:].partition("\n")[0].strip() else comments
+    return start, end, ("\n" + indent).join(lines)
 
 
 def indent_of(text: str, statement: Statement) -> Optional[str]:
@@ -136,6 +173,6 @@ def net_edits(text: str, old: Any, new: Sequence[Any], inputs: Optional[Any] = N
             edits += message_edits(text, statement.inside or (0, 0), before, after)
         elif statement.name in ("input", "input_shape", "input_dim"):
             made = "" if inputs is None else f"layer {{\n{text_format.MessageToString(inputs, indent=2)}}}"
-            edits.append((statement.start, statement.end, made))
+            edits.append(with_comments(text, (statement.start, statement.end, made)))
             inputs = None
     return edits

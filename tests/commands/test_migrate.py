@@ -230,7 +230,25 @@ def test_unknown_python_losses_are_named_and_left(migrate):
         status, new, printed = migrate(text, layer=["loss=softmax"])
         assert status == 0
         assert loss_of(new).python_param.layer == "MultilabelSoftmaxLossLayer"
-    assert "does not run: [Errno 2]" in printed.out
+    assert "Before is not known, as the layer itself does not run: [Errno 2]" in printed.out
+    assert "nan" not in printed.out
+    _, _, printed = migrate(net(PYTHON % ("published", "Wrong", "")).replace('"label"\n', '"label" bottom: "w"\n'))
+    assert "--layer" not in printed.err
+
+
+@pytest.mark.parametrize("name, param_str", [("Wrong", "0.5, 2"), ("FocalLoss", "{'focusing_parameter': 2, 'k': 1}")])
+def test_options_that_nothing_takes_over_are_named(migrate, name, param_str):
+    _, _, printed = migrate(net(PYTHON % ("published", name, param_str)), layer=["loss=sigmoid"])
+    assert f"layer 'loss': its param_str {param_str!r} goes." in printed.err
+
+
+def test_the_diff_is_one_that_patch_takes(migrate):
+    old = DATA + body() + "# \x0cof 2016\r\n" + SIGMOID.rstrip()
+    _, _, printed = migrate(old)
+    marked = printed.out.split("layer 'loss'")[0].split("\n\\ No newline at end of file\n")
+    assert [part.rpartition("\n")[2][0] for part in marked[:2]] == ["-", "+"]
+    assert marked[2:] == [""]
+    assert " # \x0cof 2016\r\n" in printed.out
 
 
 def test_a_migrated_net_does_not_change_again_but_for_a_missing_loss_weight(migrate):

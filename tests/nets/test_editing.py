@@ -44,7 +44,7 @@ layers {
   name: "a"  # mine
   type: CONVOLUTION
   blobs_lr: 1  # weights
-  blobs_lr: 2
+  blobs_lr: 2  # bias
   convolution_param { num_output: 3 } # few
 }
 =>
@@ -53,10 +53,10 @@ layer {
   type: "Convolution"
   param {
     lr_mult: 1
-  }
+  }  # weights
   param {
     lr_mult: 2
-  }  # weights
+  }  # bias
   convolution_param { num_output: 3 } # few
 }
 """,
@@ -83,6 +83,28 @@ layer {
     scale: 0.5
   }
 }
+""",
+    "comments amid what goes": """
+input: "data"
+input_shape {
+  # a batch
+  dim: 1  # sample
+}
+layer { type: "Silence" bottom: "data" }
+=>
+layer {
+  name: "input"
+  type: "Input"
+  top: "data"
+  input_param {
+    shape {
+      dim: 1
+    }
+  }
+}
+# a batch
+# sample
+layer { type: "Silence" bottom: "data" }
 """,
     "input": """
 input: "data"  # images
@@ -120,6 +142,16 @@ def test_only_what_is_old_changes(case):
     old, new = CASES[case].strip("\n").split("\n=>\n")
     assert upgraded(old) == new
     assert upgraded(new) == new
+    assert upgraded(old.replace("\n", "\r\n")) == new.replace("\n", "\r\n")
+
+
+def test_comments_amid_a_field_that_is_replaced_stay_before_what_comes():
+    text = "layer {\n  loss_param {\n    # none unknown\n    ignore_label: -1 # but these\n  } # end\n}\n"
+    old, new = read_net(text), read_net(text)
+    new.layer[0].ClearField("loss_param")
+    new.layer[0].loss_weight.append(1)
+    made = edited(text, net_edits(text, old, new.layer))
+    assert made == "layer {\n  # none unknown\n  # but these\n  loss_weight: 1 # end\n}\n"
 
 
 def test_a_layer_is_left_out_and_fields_are_added_after_the_last_one():
