@@ -183,6 +183,7 @@ def child() -> None:
     warnings.formatwarning = partial(format_warning, arguments.command, warnings.formatwarning)
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     silent = place is not None and place.rank > 0
+    end = partial(leave, os.path.join(os.path.dirname(log), STATUS))
     for number in SIGNALS:
         signal.signal(number, lambda *_: end(130) if silent else end_interrupted(arguments.command, end))
     mask_signals("SIG_UNBLOCK", SIGNALS)
@@ -195,12 +196,12 @@ def child() -> None:
     end(run_reporting(lambda arguments: getattr(import_module(module), name)(arguments), arguments))
 
 
-def end(status: int) -> None:
-    """End this process, a child, at once, and leave word of the status, without which it died.
+def leave(word: str, status: int) -> None:
+    """End this process, a child, at once, and leave word of that, a file, without which it died.
 
     At once, as Caffe's prefetching threads would be asked to end one by one, and the net to be freed.
     """
-    open(os.path.join(str(tempfile.tempdir), STATUS), "w").close()
+    open(word, "w").close()
     os._exit(status)
 
 

@@ -22,13 +22,17 @@ def scratch_folder() -> Iterator[str]:
     remove_abandoned()
     folder = tempfile.mkdtemp(prefix=PREFIX)
     lock = os.open(os.path.join(folder, "lock.new"), os.O_CREAT | os.O_RDWR)
+    whole = os.open(folder, os.O_RDONLY) if fcntl else lock
     try:
         if fcntl:
+            fcntl.flock(whole, fcntl.LOCK_EX)  # systemd-tmpfiles leaves such a folder alone, however old it becomes
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(os.path.join(folder, "lock.new"), os.path.join(folder, "lock"))  # held from its first moment on
         yield folder
     finally:
         os.close(lock)
+        if fcntl:
+            os.close(whole)
         shutil.rmtree(folder, ignore_errors=True)
 
 

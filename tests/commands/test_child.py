@@ -1,6 +1,7 @@
 """The child process of a command: how it ends, by a signal, an abort or an error, and what is said of that."""
 
 import argparse
+import fcntl
 import io
 import os
 import signal
@@ -209,6 +210,11 @@ def test_every_death_of_the_child_is_a_sentence_and_status_2(how, words):
     assert len(process.stderr.splitlines()) == 1
 
 
+def test_another_folder_for_temporary_files_is_no_death():
+    process = ending("temporary /nowhere")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+
 def test_a_keyboard_interrupt_of_a_layer_is_its_own_error():
     process = ending("raise KeyboardInterrupt")
     assert process.returncode == 2
@@ -304,6 +310,8 @@ def test_folders_of_commands_that_were_killed_are_removed_by_the_next_and_no_oth
         (tmp_path / name / "file").touch()
     (tmp_path / "multilabel_softmax_loss_dead" / "lock").touch()
     with scratch_folder() as living:
+        with pytest.raises(BlockingIOError):  # as what cleans temporary folders by their age asks
+            fcntl.flock(os.open(living, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
         with scratch_folder():
             assert os.path.isdir(living)
         kept = {os.path.basename(living), "multilabel_softmax_loss_new", "another_dead"}

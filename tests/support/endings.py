@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 
@@ -20,6 +21,8 @@ def run(arguments):
     if how == "environment":
         names = [name for name in sorted(os.environ) if name.startswith(("GLOG", "PYTHONW", "TQDM"))]
         print(*[f"{name}={os.environ[name]}" for name in names])
+    if how == "temporary":
+        tempfile.tempdir = what
     if how == "warn":
         warnings.warn("from a file of the user's", RuntimeWarning, stacklevel=1)
     if how == "print":
