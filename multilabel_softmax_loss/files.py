@@ -12,7 +12,7 @@ import signal
 import stat
 import tempfile
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import UsageError
 
@@ -112,6 +112,14 @@ def same_file(one: Optional[str], other: Optional[str]) -> bool:
     return os.path.realpath(one) == os.path.realpath(other) or (
         os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
     )
+
+
+def check_apart(files: Mapping[str, Optional[str]], *written: str) -> None:
+    """Raise a UsageError where one of `files`, named as a user knows them, would be written over another of them."""
+    for name in written:
+        for other in files:
+            if other != name and same_file(files[name], files[other]):
+                raise UsageError(f"{files[name]} is the file of both {name} and {other}; expected two.")
 
 
 def check_output(path: Optional[str], kinds: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 import numpy as np
 
 from ..errors import UsageError, unknown_name
-from ..files import check_output, same_file, write_text
+from ..files import check_apart, check_output, write_text
 from ..nets.proof import TOLERANCE, Proof, prove, reference_net
 from ..nets.reading import read_prototxt
 from ..nets.surgery import Shape, deploy_head, deploy_net, input_names
@@ -46,8 +46,7 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     out = arguments.out or os.path.join(os.path.dirname(arguments.net), "deploy.prototxt")
     check_output(out, (".prototxt", ".txt"))
-    if same_file(out, arguments.net):
-        raise UsageError(f"--out {out} is the training net itself; choose another name.")
+    check_apart({"--out": out, "the training net": arguments.net, "--weights": arguments.weights}, "--out")
     shapes = parse_shapes(arguments.input_shape)
     head = (arguments.scores, arguments.activation)
     return deploy(arguments.net, out, arguments.weights, shapes, *head, replace=arguments.out is not None)

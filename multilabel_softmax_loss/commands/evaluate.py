@@ -7,7 +7,7 @@ import json
 from typing import Any, List, Optional
 
 from ..errors import UsageError
-from ..files import PICTURES, check_output, read_lines, same_file, write_text
+from ..files import PICTURES, check_apart, check_output, read_lines, write_text
 from ..parallel.ranks import ranks
 from . import metrics
 from .arguments import add_head_arguments, add_positive_argument, at_least_one
@@ -64,10 +64,9 @@ def run(arguments: Any) -> int:
         check_output(arguments.tune_thresholds, (".json",))
         check_output(arguments.json, (".json",))
         check_output(arguments.picture, PICTURES)
-    if same_file(arguments.json, arguments.tune_thresholds):
-        raise UsageError(f"{arguments.json} is the file of both --json and --tune-thresholds; expected two.")
-    if same_file(arguments.json, arguments.thresholds):
-        raise UsageError(f"--json {arguments.json} is the file of --thresholds itself; choose another name.")
+    written = ("--json", "--tune-thresholds", "--picture")
+    files = {name: getattr(arguments, name[2:].replace("-", "_")) for name in (*written, "--thresholds", "--classes")}
+    check_apart({"the net": arguments.net, "the weights": arguments.weights, **files}, *written)
     names = read_lines(arguments.classes, "--classes") if arguments.classes else None
     thresholds = read_thresholds(arguments.thresholds) if arguments.thresholds else None
     options = ("phase", "data", "scores", "labels", "activation", "positive_above", "iterations")

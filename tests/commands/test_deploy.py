@@ -262,7 +262,7 @@ def test_the_training_net_is_not_overwritten_by_any_of_its_names(tmp_path, monke
     deploy_module.add_arguments(parser)
     before = listing(tmp_path)
     for out in ("link.prototxt", "./train_val.prototxt"):
-        with pytest.raises(UsageError, match="is the training net itself"):
+        with pytest.raises(UsageError, match="is the file of both --out and the training net"):
             deploy_module.run(parser.parse_args([path, "--out", out]))
     assert listing(tmp_path) == before
 

@@ -272,6 +272,7 @@ def test_of_two_losses_on_the_same_scores_one_is_chosen_by_its_activation(traine
                      id="thresholds that are no probabilities"),
         pytest.param(["good", "--json", "t.json"], "t.json is the file of both --json and --tune-thresholds", id="one"),
         pytest.param(["good", "--json", "./t.json"], "t.json is the file of both --json", id="one of two names"),
+        pytest.param(["good", "--classes", "high.json", "--json", "high.json"], "both --json and --classes", id="in"),
         pytest.param(["good", "--json", "e.png"], "e.png: unknown kind of file; expected .json", id="json suffix"),
         pytest.param(["good", "--json", "no/e.json"], "no/e.json cannot be written", id="no such folder"),
         pytest.param(["good", "--picture", "e.xyz"], "e.xyz: unknown kind of file", id="picture suffix"),
