@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) .ci/bootstrap.py
 TORCH_PYTHON ?=
+ATTACK_SEED ?= 0
 # As many processes as there are cores, but no more than 4; each takes half a gigabyte.
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
@@ -30,10 +31,12 @@ kill-test: environment  ## resuming after 20 kills at random moments and chosen 
 	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_convert.py -k random_moments
 	RANK_KILLS=10 .venv/bin/python -m pytest -q tests/parallel/test_training.py -k after_a_kill
 
-attack: environment  ## ten minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
-	KILLS=60 FLIPS=20000 CASES=4000 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_snapshots.py \
-		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py tests/losses/test_modes.py
-	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest -q tests/losses/test_properties.py
+attack: environment  ## some minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
+	@echo "ATTACK_SEED=$(ATTACK_SEED) draws the same again, but for the moments at which runs are killed."
+	ATTACK_SEED=$(ATTACK_SEED) KILLS=60 FLIPS=20000 CASES=3000 HYPOTHESIS_PROFILE=attack .venv/bin/python $(PYTEST) -q \
+		--hypothesis-seed=$(ATTACK_SEED) tests/commands/test_resume.py tests/commands/test_snapshots.py \
+		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py tests/losses/test_modes.py \
+		tests/losses/test_properties.py
 
 # What another interpreter or NumPy changes shows in any case of a test, so three of each will do; the long tests run
 # processes whose every command other tests start as well, and are for the default interpreter.

@@ -31,6 +31,7 @@ os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".pytest_cache" / f"numba-{DIGEST[:16
 # Drawn cases are the same on every run, but for `make fuzz`, which draws new ones. How long they take is no failure.
 PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("test", max_examples=40, derandomize=True, **PATIENT)
+settings.register_profile("attack", max_examples=400, **PATIENT)
 settings.register_profile("fuzz", max_examples=2000, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 

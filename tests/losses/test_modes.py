@@ -90,7 +90,8 @@ def test_kernels_and_numpy_give_one_answer_or_one_error(needs_numba, loss):
         largest = np.abs(gradient).max()
         if case[0].shape[1] == 1:  # where m p and t cancel, be they 1e30
             largest = max(largest, np.abs(case[1]).max())
-        assert np.abs(other_gradient - gradient).max() <= 3e-7 * largest + 1e-15, told
+        rounding = 1e-15 * max(1, np.abs(case[1]).max())  # of float64, where m p and t of a certain row cancel
+        assert np.abs(other_gradient - gradient).max() <= 3e-7 * largest + rounding, told
         for array, before in zip(case, kept):
             assert array is None or np.array_equal(array, before, equal_nan=True), told
     assert CASES // 20 < refused < CASES // 2
