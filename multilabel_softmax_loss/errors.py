@@ -63,10 +63,14 @@ def hidden_module() -> str:
 
 def end_unexpected(kind: Any, error: Any, trace: Any) -> None:
     """Tell of an exception that nobody expected, with the status of bad usage: Python's own, 1, would say "no"."""
-    sys.__excepthook__(kind, error, trace)
-    with suppress(OSError, ValueError, AttributeError):
-        print(f"{PROGRAM} ended by itself.{hidden_module()}", file=sys.stderr)
-    os._exit(2)
+    try:
+        if isinstance(error, UsageError):  # such as a full disk, as last words are written to it
+            print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+            print(hidden_module().strip(), file=sys.stderr)
+    finally:
+        os._exit(2)
 
 
 def warn(text: str) -> None:

@@ -239,6 +239,14 @@ def test_environments_that_hide_reasons_or_make_errors_of_warnings_do_not_reach_
     assert (process.returncode, process.stdout) == (0, "GLOG_minloglevel=2\n")
 
 
+def test_last_words_for_which_there_is_no_room_are_told():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "multilabel_softmax_loss", "--version"]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "python -m multilabel_softmax_loss: error: the standard output cannot be written: No space left on device.\n"
+    assert (process.returncode, process.stderr) == (2, told)
+
+
 def test_a_file_that_hides_a_module_of_python_is_named(tmp_path):
     (tmp_path / "argparse.py").write_text("x = 1")
     process = run_command("snippet", folder=tmp_path, check=2)
