@@ -162,7 +162,7 @@ def test_the_benchmark_times_every_contender_in_both_regimes_and_states(benchmar
 
 
 def test_the_benchmark_says_how_long_it_takes_and_goes_on_where_it_was(benchmark, bench, benchmark_modules):
-    assert re.match(r"About \d+ minutes, .* a table follows for each of 1 shapes\.\n", benchmark.stdout)
+    assert re.match(r"About \d+ (min \d+ )?s, .* a table follows for each of 1 shapes\.\n", benchmark.stdout)
     assert not (bench.output / "unfinished.json").exists()
     settings = benchmark_modules["benchmark"].settings_of(SimpleNamespace(seconds=0.01, torch=None), 1)
     unfinished = {"settings": settings, "shapes": benchmark.results["shapes"]}
@@ -311,12 +311,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(digits, monkeypatch, cap
     with pytest.raises(KeyboardInterrupt):
         digits.compare([1, 2], 1200, tmp_path, imbalanced=False)
     shown = capsys.readouterr().out
-    assert shown.startswith("20 of 20 runs to go, about 18 minutes; ")
-    assert "\n14 of 20 done, about 0 minutes left\n" in shown
+    assert shown.startswith("20 of 20 runs to go, about 18 min; ")
+    assert "\n14 of 20 done, about 0 s left\n" in shown
     kept, measured[:] = list(measured), []
     digits.compare([1, 2], 1200, tmp_path, imbalanced=False)
     shown = capsys.readouterr().out
-    assert shown.startswith("6 of 20 runs to go, about 5 minutes; ")
+    assert shown.startswith("6 of 20 runs to go, about 5 min 24 s; ")
     assert sorted(kept + measured) == sorted((loss, seed) for loss in LOSSES for seed in (1, 2))
     assert "| softmax | 1.570 ± 0.500 |" in shown
     assert list(tmp_path.iterdir()) == []
@@ -340,10 +340,10 @@ def test_an_interrupted_zoo_goes_on_where_it_was(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["zoo.py", "--short", "--output", str(tmp_path / "kept")])
     with pytest.raises(KeyboardInterrupt):
         zoo.main()
-    assert capsys.readouterr().err == "3 of 3 layers to go, about 1 minutes\n"
+    assert capsys.readouterr().err == "3 of 3 layers to go, about 9 s\n"
     assert zoo.main() == 0
     shown = capsys.readouterr()
-    assert shown.err == "1 of 3 layers to go, about 1 minutes\n"
+    assert shown.err == "1 of 3 layers to go, about 3 s\n"
     assert asked == [cage.name for cage in [*zoo.DEFECTS, *zoo.RIGHT * 2]]
     assert [line.split("`")[1] for line in shown.out.splitlines() if "`" in line] == asked[:3]
     assert "this checker 3 of 3, Caffe's criterion 1 of 3" in shown.out

@@ -16,7 +16,6 @@ where it was.
 import argparse
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import time
 from pathlib import Path
 
 import report
+
+from multilabel_softmax_loss.commands.terminal import duration
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -138,7 +139,7 @@ def main():
     if len(left) < len(arguments.shapes):
         print(f"Going on from {unfinished}: {', '.join(done)} measured already.")
     print(
-        f"About {minutes(arguments, threads, left)}, and another where the kernels are compiled first; "
+        f"About {estimate(arguments, threads, left)}, and a minute more where the kernels are compiled first; "
         f"a table follows for each of {len(left)} shapes.",
         flush=True,
     )
@@ -147,7 +148,7 @@ def main():
         started = time.monotonic()
         done[name] = summary(measure(SHAPES[name], arguments.seconds, workers))
         unfinished.write_text(json.dumps({"settings": settings, "shapes": done}))
-        print(f"\n{report.table(name, done[name])}({time.monotonic() - started:.0f} s)", flush=True)
+        print(f"\n{report.table(name, done[name])}({duration(time.monotonic() - started)})", flush=True)
     for worker in workers:
         worker.close()
     results = {"threads": threads, "shapes": {name: done[name] for name in arguments.shapes}}
@@ -161,12 +162,12 @@ def main():
         print("Written: the tables of README.md and examples/benchmark/README.md, and benchmark.png beside that")
 
 
-def minutes(arguments, threads, shapes):
+def estimate(arguments, threads, shapes):
     """How long it will take, in words."""
     contenders = (1 if threads == 1 else 2) * (len(CAFFE) + (len(TORCH) if arguments.torch else 0)) + 2
     cells = contenders * len(report.STATES) * len(report.REGIMES)
     seconds = len(shapes) * (cells * arguments.seconds + 10) + 15  # some contenders take longer than they are given
-    return f"{math.ceil(seconds / 60)} minutes"
+    return duration(seconds)
 
 
 def parse_arguments():

@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from multilabel_softmax_loss.commands.curves import smoothed
+from multilabel_softmax_loss.commands.drawing import legend_below
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -27,7 +28,7 @@ STYLE = {
 def draw_curves(path, history, name, labels):
     """The loss of that name (left) and test mAP (right) against the iteration, written to `path` as PNG."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
         left.plot(smoothed(history["train_loss"]), color=BLUE, label="training")
         left.plot(history["iteration"], history["test_loss"], "o-", color=ORANGE, markersize=4, label="test")
         if name == "softmax":
@@ -35,7 +36,7 @@ def draw_curves(path, history, name, labels):
             floor = np.log(labels.sum(axis=1)).mean()
             left.axhline(floor, color=GREY, linestyle="--", label="lowest possible: the targets' entropy")
         left.set(title=f"{name} loss", xlabel="iteration", xlim=(0, None), ylim=(0, None))
-        left.legend(frameon=False)
+        legend_below(left)
         right.plot(history["iteration"], history["mAP"], "o-", color=ORANGE, markersize=4)
         right.set(title="Mean average precision on the test canvases", xlabel="iteration")
         right.set(xlim=(0, None), ylim=(0, 1.02))
@@ -68,7 +69,7 @@ def verdict(label, found):
     """One line that says which classes were found, or which were missed or invented; and its colour."""
     missed, invented = label > found, found > label
     if not (missed.any() or invented.any()):
-        return f"right: {listed(label)}", GREEN
+        return f"right: {listed(label)}", BLUE
     faults = [f"{fault} {listed(mask)}" for fault, mask in (("missed", missed), ("invented", invented)) if mask.any()]
     return f"wrong: {', '.join(faults)}", ORANGE
 

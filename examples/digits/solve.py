@@ -49,6 +49,7 @@ try:
     from multilabel_softmax_loss.commands.outputs import net_outputs
     from multilabel_softmax_loss.commands.predict import predict
     from multilabel_softmax_loss.commands.report import evaluation
+    from multilabel_softmax_loss.commands.terminal import duration
     from multilabel_softmax_loss.commands.train import Diverged, train
     from multilabel_softmax_loss.errors import UsageError
 except ImportError as error:
@@ -246,16 +247,16 @@ def compare(seeds, iterations, output, imbalanced):
     measured = read_unfinished(unfinished, settings)
     runs = [(seed, *variant) for seed in seeds for variant in variants]
     left = [run for run in runs if run_name(*run) not in measured]
-    estimate = len(left) * iterations * SECONDS_PER_ITERATION / 60
-    print(f"{len(left)} of {len(runs)} runs to go, about {estimate:.0f} minutes; {unfinished} keeps them", flush=True)
+    estimate = len(left) * iterations * SECONDS_PER_ITERATION
+    print(f"{len(left)} of {len(runs)} runs to go, about {duration(estimate)}; {unfinished} keeps them", flush=True)
     started = time.time()
     for number, (seed, loss, balance) in enumerate(left):
         print(f"\n{run_name(seed, loss, balance)}", flush=True)
         source_folder = source_folder_of(output, seed, imbalanced)
         measured[run_name(seed, loss, balance)], _ = run(loss, balance, seed, iterations, source_folder, draw=False)
         unfinished.write_text(json.dumps(dict(settings, measured=measured)))
-        minutes = (time.time() - started) / (number + 1) * (len(left) - number - 1) / 60
-        print(f"{number + 1} of {len(left)} done, about {minutes:.0f} minutes left", flush=True)
+        rest = (time.time() - started) / (number + 1) * (len(left) - number - 1)
+        print(f"{number + 1} of {len(left)} done, about {duration(rest)} left", flush=True)
     print_comparison(seeds, variants, columns, measured)
     unfinished.unlink()
 

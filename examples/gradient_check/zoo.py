@@ -12,7 +12,6 @@ import argparse
 import faulthandler
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -26,6 +25,7 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 from layer_zoo import DEFECTS, RIGHT, UNTELLABLE, WARNED, Cage
 
 from multilabel_softmax_loss import check_layer
+from multilabel_softmax_loss.commands.terminal import duration
 from multilabel_softmax_loss.gradient_check.runners import CaffeRunner, Spec
 
 HERE = Path(__file__).resolve().parent
@@ -47,8 +47,8 @@ def main():
     unfinished = arguments.output / "unfinished.json"
     settings = {"batches": list(batches), "sources": digest_of_sources()}
     rows = read_unfinished(unfinished, settings)
-    minutes = math.ceil((len(todo) - len(rows)) * len(batches) * SECONDS / 60)
-    print(f"{len(todo) - len(rows)} of {len(todo)} layers to go, about {minutes} minutes", file=sys.stderr)
+    estimate = duration((len(todo) - len(rows)) * len(batches) * SECONDS)
+    print(f"{len(todo) - len(rows)} of {len(todo)} layers to go, about {estimate}", file=sys.stderr)
     print("| layer | has to be | " + " | ".join(f"batch {n}" for n in batches) + " | named | Caffe's criterion |")
     print("|---|---|" + "---|" * (len(batches) + 2))
     for number, (expected, cage) in enumerate(todo):

@@ -14,6 +14,11 @@ BLUE, VERMILION, SKY, ORANGE, PURPLE, GREEN = "#0072B2", "#D55E00", "#56B4E9", "
 COLORS = (BLUE, VERMILION, SKY, ORANGE, PURPLE, GREEN)
 STYLES = ("-", "--", "-.", ":")
 LONGEST = 30  # letters of a name
+# For letters that matplotlib's own font lacks, Chinese, Japanese and Korean ones above all: those that are installed.
+FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
+    *("Microsoft YaHei", "PingFang SC", "Arial Unicode MS", "Malgun Gothic", "Nirmala UI"),
+)
 
 
 def look(k: int) -> Dict[str, Any]:
@@ -37,13 +42,15 @@ def picture(
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import font_manager, pyplot
 
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=size, constrained_layout=True)
     try:
         yield left, right
         with replacing(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks are shown as boxes
+            warnings.filterwarnings("ignore", "Glyph")  # letters that no font has are shown as boxes
             figure.savefig(temporary, dpi=110, metadata=metadata)
     except ValueError as error:
         raise UsageError(f"{path} cannot be drawn: {error}") from error
@@ -53,4 +60,8 @@ def picture(
 
 def legend_below(axes: Any) -> None:
     """A legend under the label of the x axis, one entry a line, so that it covers nothing whatever the names."""
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), frameon=False, fontsize=9, borderaxespad=0)
+    from matplotlib.transforms import ScaledTranslation
+
+    corner = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # inches, however tall the axes
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": corner, "borderaxespad": 0}
+    axes.legend(frameon=False, fontsize=9, **place)

@@ -41,7 +41,7 @@ def draw_bars(axes: Any, ap: np.ndarray, ranked: Sequence[int], names: Sequence[
         rows = [*enumerate(ranked[:EXTREMES]), *enumerate(ranked[-EXTREMES:], start=EXTREMES + 1)]
         between = ap[ranked[EXTREMES:-EXTREMES]]
         text = f"{len(between)} classes between these, {between.min():.3f} to {between.max():.3f}"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 3}
         axes.text(0.5, EXTREMES, text, ha="center", va="center", fontsize=9, style="italic", bbox=box)
         title = f"Average precision: the {EXTREMES} best and the {EXTREMES} worst of {len(ranked)} classes"
     places, classes = [place for place, _ in rows], [k for _, k in rows]
@@ -63,7 +63,9 @@ def draw_bars(axes: Any, ap: np.ndarray, ranked: Sequence[int], names: Sequence[
         axes.text(1.01, place, f"{ap[k]:.3f}", va="center", fontsize=8)
     axes.set_yticks(places)
     axes.set_yticklabels([names[k] for k in classes], fontsize=8)
-    axes.set(xlim=(0, 1), ylim=(-0.6, places[-1] + 0.6), xlabel="average precision", title=title)
+    middle = places[-1] / 2
+    half = max(middle, 2.5) + 0.6  # bars of few classes stay bars
+    axes.set(xlim=(0, 1), ylim=(middle - half, middle + half), xlabel="average precision", title=title)
     legend_below(axes)
 
 

@@ -1,5 +1,6 @@
 """Pictures: whatever the number of classes and the length of their names, nothing collides and all is named."""
 
+import sys
 import time
 import warnings
 from functools import lru_cache
@@ -10,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from multilabel_softmax_loss.commands import metrics
+from multilabel_softmax_loss.commands import drawing, metrics
 from multilabel_softmax_loss.commands.curves import draw_curves
 from multilabel_softmax_loss.commands.drawing import COLORS, fitting
 from multilabel_softmax_loss.commands.pictures import RECALLS, draw, precision_at
@@ -29,6 +30,14 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", keep)
     return drawn
+
+
+def boxes_below(figure):
+    """The extents of each axes, its label below, and its legend, in inches."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    parts = [(axes, axes.xaxis.label, axes.get_legend()) for axes in figure.axes]
+    return [[one.get_window_extent(canvas.get_renderer()).extents / figure.dpi for one in of_axes] for of_axes in parts]
 
 
 @lru_cache(maxsize=None)
@@ -88,6 +97,25 @@ def test_of_many_classes_the_ten_best_and_the_ten_worst_are_named_and_a_band_sta
     assert f"the best class, {expected[-1]} (AP {ranked[-1]['AP']:.3f})" in legend
     assert f"the worst class, {expected[0]} (AP {ranked[0]['AP']:.3f})" in legend
     assert any(text.startswith("decisions by thresholds tuned here: precision") for text in legend)
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_the_legend_is_right_below_however_tall_the_picture(figures, tmp_path, classes):
+    report, truth, scores = evaluate(classes, False)
+    draw(report, truth, scores, None, str(tmp_path / "e.png"))
+    for _, label, legend in boxes_below(figures[0]):
+        assert 0.02 < label[1] - legend[3] < 0.2
+    bars = figures[0].axes[0]
+    assert max(bar.get_window_extent().height for bar in bars.patches) / figures[0].dpi < 0.6
+
+
+@pytest.mark.skipif(sys.version_info < (3, 8), reason="matplotlib 3.5 takes all letters from one font")
+def test_letters_that_the_font_lacks_are_taken_from_another(figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "FALLBACKS", ("no such font", "STIXGeneral"))
+    report, truth, scores = evaluate(3, False)
+    entries = [{**entry, "class": "\N{POSITION INDICATOR}"} for entry in report["per_class"]]
+    draw({**report, "per_class": entries}, truth, scores, None, str(tmp_path / "e.png"))
+    FigureCanvasAgg(figures[0]).draw()  # which warns of a letter that no font has
 
 
 def test_a_net_with_one_class_that_has_positives_is_drawn(figures, tmp_path):
