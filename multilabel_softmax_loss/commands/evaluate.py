@@ -14,6 +14,7 @@ from .arguments import add_head_arguments, add_positive_argument, at_least_one
 from .outputs import net_outputs
 from .pictures import draw
 from .report import as_json, evaluation, table
+from .terminal import columns
 from .thresholds import levels_of, read_thresholds, write_thresholds
 
 EXAMPLE = """example:
@@ -81,7 +82,7 @@ def run(arguments: Any) -> int:
     ks = arguments.k or [min(3, truth.shape[1])]
     report = evaluation(truth, log_odds, known, ks, thresholds=levels, tuned=tuned, names=names)
     report = {"net": arguments.net, "weights": arguments.weights, "probabilities": head.activation, **report}
-    print(table(report))
+    print(table(report, columns()))
     if tuned is not None:
         write_thresholds(arguments.tune_thresholds, tuned, report, head)
     if arguments.json:

@@ -62,21 +62,25 @@ def evaluation(
     }
 
 
-def table(report: Dict[str, Any]) -> str:
-    """The metrics as text, and what to know of them."""
+def table(report: Dict[str, Any], most: float = math.inf) -> str:
+    """The metrics as text, and what to know of them; its columns one below the other in parts of `most` letters."""
     rows = report["metrics"]
     width = max(map(len, rows))
-    heads = [name.split(" ") for name in COLUMNS]
+    heads = [["", *name.split(" ")][-2:] for name in COLUMNS]
     widths = [max(map(len, head)) + 2 if len(head[-1]) > 5 else 7 for head in heads]
     lines = [
         f"{report['samples']} samples, {report['classes']} classes, "
         f"{report['labels_per_sample']:.2f} labels per sample",
-        "",
     ]
-    lines.append(" " * width + "".join(f"{head[0] if len(head) > 1 else '':>{w}}" for head, w in zip(heads, widths)))
-    lines.append(" " * width + "".join(f"{head[-1]:>{w}}" for head, w in zip(heads, widths)))
-    for name, values in rows.items():
-        lines.append(f"{name:{width}}" + "".join(f"{figure(values[c]):>{w}}" for c, w in zip(COLUMNS, widths)))
+    parts: List[List[int]] = [[]]
+    for k, w in enumerate(widths):
+        if parts[-1] and width + sum(widths[j] for j in parts[-1]) + w > most:
+            parts.append([])
+        parts[-1].append(k)
+    for part in parts:
+        lines += ["", *(" " * width + "".join(f"{heads[k][row]:>{widths[k]}}" for k in part) for row in (0, 1))]
+        for name, values in rows.items():
+            lines.append(f"{name:{width}}" + "".join(f"{figure(values[COLUMNS[k]]):>{widths[k]}}" for k in part))
     return "\n".join(line.rstrip() for line in [*lines, *notes(report)])
 
 

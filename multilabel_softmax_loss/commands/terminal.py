@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import shutil
 import sys
@@ -101,6 +102,11 @@ def say(text: str) -> None:
         return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def columns() -> float:
+    """The width of the terminal; without a limit where the standard output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
 def figures_line(iteration: int, figures: Mapping[str, float], remark: str, row: int) -> str:

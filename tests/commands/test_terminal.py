@@ -10,9 +10,11 @@ import sys
 import termios
 import threading
 
+import numpy as np
 import pytest
 
-from multilabel_softmax_loss.commands.terminal import duration, figures_line, progress_bar, speed
+from multilabel_softmax_loss.commands.report import evaluation, table
+from multilabel_softmax_loss.commands.terminal import columns, duration, figures_line, progress_bar, speed
 
 FIGURES = {
     "test_loss": 1.25,
@@ -100,6 +102,18 @@ def test_tests_are_rows_of_a_table_that_fits_80_columns(monkeypatch):
         "iteration 200: test_loss 1.2500, test_mAP 0.5000, test_LRAP 0.7500, test_coverage 12.5000, test_CF1@3 0.0000, "
         "test_OF1@3 0.0000 (best)"
     )
+
+
+@pytest.mark.parametrize("width", [120, 80, 50])
+def test_the_table_of_an_evaluation_comes_in_parts_that_fit(width, monkeypatch):
+    report = evaluation(np.eye(3, 3, dtype=bool), np.eye(3))
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Terminal(width):
+        lines = table(report, columns()).splitlines()
+    assert max(map(len, lines)) <= width
+    (whole,) = (line for line in table(report).splitlines() if line.startswith("net, top 3"))
+    found = " ".join(line[len("net, top 3") :] for line in lines if line.startswith("net, top 3"))
+    assert found.split() == whole[len("net, top 3") :].split()
 
 
 def test_tests_are_lines_where_there_is_no_terminal(capfd):
