@@ -172,6 +172,13 @@ def test_the_benchmark_says_how_long_it_takes_and_goes_on_where_it_was(benchmark
     assert read(bench.output / "benchmark.json") == benchmark.results
 
 
+@pytest.mark.parametrize("most", [80, 120, 134])
+def test_the_benchmarks_table_fits_the_terminal(benchmark, benchmark_modules, most):
+    shown = benchmark_modules["report"].table("64x20", benchmark.results["shapes"]["64x20"], most)
+    assert max(map(len, shown.splitlines())) <= most
+    assert shown.count("untrained") == 2
+
+
 def test_the_benchmark_starts_anew_where_the_sources_have_changed(benchmark, benchmark_modules):
     module = benchmark_modules["benchmark"]
     path = benchmark.output / "unfinished.json"

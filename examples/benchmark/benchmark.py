@@ -24,7 +24,7 @@ from pathlib import Path
 
 import report
 
-from multilabel_softmax_loss.commands.terminal import duration
+from multilabel_softmax_loss.commands.terminal import columns, duration
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -148,7 +148,7 @@ def main():
         started = time.monotonic()
         done[name] = summary(measure(SHAPES[name], arguments.seconds, workers))
         unfinished.write_text(json.dumps({"settings": settings, "shapes": done}))
-        print(f"\n{report.table(name, done[name])}({duration(time.monotonic() - started)})", flush=True)
+        print(f"\n{report.table(name, done[name], columns())}({duration(time.monotonic() - started)})", flush=True)
     for worker in workers:
         worker.close()
     results = {"threads": threads, "shapes": {name: done[name] for name in arguments.shapes}}

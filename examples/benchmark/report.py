@@ -38,14 +38,20 @@ def title(name):
     return name.replace("x", " x ") + (", labels as lists of indices" if name == INDICES else "")
 
 
-def table(name, times):
-    """The text table of one shape: medians and, in brackets, minima; sorted by the median in training, trained."""
-    lines = [f"{title(name)}{'in training':>{66 - len(title(name))}}{'back to back':>46}"]
-    lines.append(f"{'':42}" + "".join(f"{state:>23}" for _ in REGIMES for state in STATES))
+def table(name, times, most=134):
+    """The text table of one shape: medians and, in brackets, minima; sorted by the median in training, trained.
+
+    Where it has to fit less than its 134 letters, the regimes are one below the other.
+    """
+    parts, width = ([REGIMES], 23) if most >= 134 else ([REGIMES[:1], REGIMES[1:]], 19)
+    lines = []
     key = times["in training"]["trained"]
-    for contender in sorted(key, key=lambda contender: key[contender]["median"]):
-        cells = (cell(times[regime][state][contender]) for regime in REGIMES for state in STATES)
-        lines.append(f"  {contender:40}" + "".join(f"{text:>23}" for text in cells))
+    for regimes in parts:
+        lines.append(f"{title(name):43}" + f"{'':{width}}".join(f"{regime:>{width}}" for regime in regimes))
+        lines.append(f"{'':42}" + "".join(f"{state:>{width}}" for _ in regimes for state in STATES))
+        for contender in sorted(key, key=lambda contender: key[contender]["median"]):
+            cells = (cell(times[regime][state][contender]) for regime in regimes for state in STATES)
+            lines.append(f"  {contender:40}" + "".join(f"{text:>{width}}" for text in cells))
     return "\n".join(lines) + "\n"
 
 
