@@ -8,8 +8,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from .launcher import environment_of_child, has_terminal
 from .meeting import BUSY, END, STEP, Ended, Fault, Meeting
 
 CHUNK = 1 << 20  # numbers that are told at once: the core's cache holds them; all of a large net take twice as long
+NEAR = 1 << 16  # numbers that a rank adds up at once in the memories of all ranks of a machine
 TICK = 0.05  # seconds between two looks at what other ranks tell, while the child works
 
 
@@ -44,6 +46,7 @@ class Hub(Meeting):
     def open(self) -> Place:
         """Where a child finds this hub, for the file descriptors it is to inherit."""
         self.memory = np.empty(0, np.uint8)
+        self.memories: List[np.ndarray] = []  # of all ranks, where they share a machine
         self.doing, self.begun = "starting", time.monotonic()
         here, there = socket.socketpair()
         self.pipe = Connection(here.detach())
@@ -89,8 +92,7 @@ class Hub(Meeting):
             self.agreed = True
             return None
         if do == "map":
-            self.memory = np.frombuffer(mmap.mmap(self.shared.fileno(), value), np.uint8)
-            return None
+            return self.map(name, value)
         if do == "gather":
             return self.gather(STEP, name, value)[:, : len(value)]
         places, numbers = value if do in ("sum", "broadcast") else ((), ())
@@ -102,13 +104,45 @@ class Hub(Meeting):
         if do == "share":
             return self.comm.bcast(value, 0)
         for kind, offset, count in places:
-            array = self.memory[offset : offset + count * np.dtype(kind).itemsize].view(kind)
+            end = offset + count * np.dtype(kind).itemsize
+            if self.memories:
+                self.join_near(do, [memory[offset:end].view(kind) for memory in self.memories], name)
+                continue
+            array = self.memory[offset:end].view(kind)
             for start in range(0, count, CHUNK):
                 chunk = array[start : start + CHUNK]
                 summing = do == "sum"
                 request = self.comm.Iallreduce(self.mpi.IN_PLACE, chunk) if summing else self.comm.Ibcast(chunk, 0)
                 self.finish_large(request, name)
         return told[:, : len(numbers)]
+
+    def map(self, name: str, size: int) -> None:
+        """Map the memory of `size` bytes that the child sees; and, on one machine, those of the other ranks."""
+        self.memory = np.frombuffer(mmap.mmap(self.shared.fileno(), size), np.uint8)
+        places = self.gather(STEP, name, [os.getpid(), self.shared.fileno()])[:, :2].astype(int)
+        self.memories = []
+        with suppress(OSError, ValueError):  # such as ranks in containers of their own
+            for rank, (pid, descriptor) in enumerate(places if self.on_one_node else ()):
+                with open(f"/proc/{pid}/fd/{descriptor}", "r+b") as file:
+                    other = mmap.mmap(file.fileno(), size) if rank != self.rank else self.memory
+                    self.memories.append(np.frombuffer(other, np.uint8))
+        if self.gather(STEP, f"{name} of all", [len(self.memories)])[:, 0].min() < self.size:
+            self.memories = []
+
+    def join_near(self, do: str, arrays: List[np.ndarray], name: str) -> None:
+        """Have the numbers in the memories of all ranks be their sum, or those of rank 0; each rank sees to a part.
+
+        The sum of a number is made once, in order of the ranks.
+        """
+        first, last = (len(arrays[0]) * part // self.size for part in (self.rank, self.rank + 1))
+        for start in range(first, last, NEAR):
+            parts = [array[start : min(start + NEAR, last)] for array in arrays]
+            with np.errstate(all="ignore"):  # the child looks at what comes of it
+                for part in parts[1:] if do == "sum" else ():
+                    parts[0] += part
+            for part in parts[1:]:
+                part[:] = parts[0]
+        self.finish_large(self.comm.Ibarrier(), name)
 
     # The end
 

@@ -78,6 +78,7 @@ class Meeting:
         """How many threads this rank may use: its share of the cores that it has in common with others of its node."""
         node = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)
         others = node.allgather(cores())
+        self.on_one_node = len(others) == self.size
         node.Free()
         return max(1, int(sum(1 / sum(core in other for other in others) for core in cores()) + 0.01))
 
