@@ -278,7 +278,7 @@ def test_a_given_split_is_kept_and_duplicates_across_it_are_told(tmp_path):
         (["--to", "hdf5", "--encode", "png"], "--encode is for LMDBs"),
         (["--to", "hdf5", "--short-side", "20"], "images of one size"),
         (["--max-bad", "-1"], "--max-bad is '-1'"),
-        (["--images", "/nowhere"], "is no folder"),
+        (["--images", "/dev/null/nowhere"], "is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -175,7 +175,7 @@ def test_a_bad_image_and_a_dead_process_are_sentences(tmp_path):
         ({"batch_size": 0}, "option 'batch_size' = 0; expected a whole number >= 1"),
         ({"batchsize": 1}, "did you mean 'batch_size'"),
         ({"source": ""}, "no option 'source'"),
-        ({"source": "/nowhere"}, "/nowhere cannot be read"),
+        ({"source": "/dev/null/nowhere"}, "/dev/null/nowhere cannot be read"),
     ],
 )
 def test_options_that_cannot_be(options, message, index):
