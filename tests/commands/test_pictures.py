@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
@@ -144,7 +145,28 @@ def test_names_fit():
     assert fitting("cat") == "cat"
     assert fitting("a" * 100 + "b") == "a" * 19 + "\N{HORIZONTAL ELLIPSIS}" + "a" * 9 + "b"
     assert fitting("$x$\n\t") == r"\$x\$  "
-    assert len(set(COLORS)) == 6
+
+
+# What is seen without cones for long, middle and short waves: Machado et al., A Physiologically-based Model for
+# Simulation of Color Vision Deficiency, 2009, on linear RGB.
+SEEN = {
+    "by all cones": np.eye(3),
+    "without long": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "without middle": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "without short": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+TO_LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_colours_differ_for_colour_blind_readers(eye):
+    rgb = np.array([to_rgb(color) for color in (*COLORS, "black", "white")])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.clip(linear @ np.transpose(SEEN[eye]), 0, 1) @ TO_XYZ.T / TO_XYZ.sum(axis=1)
+    lab = np.cbrt(np.maximum(xyz, 1e-3)) @ TO_LAB.T
+    apart = np.linalg.norm(lab[:, np.newaxis] - lab, axis=2)[np.triu_indices(len(rgb), 1)]
+    assert apart.min() > 14  # where matplotlib's green is 7 from its red, and 5 from its orange
 
 
 def test_a_run_is_drawn_with_readable_names(figures, tmp_path):
