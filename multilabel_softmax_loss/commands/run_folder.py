@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..files import replacing, set_aside, stands_for
 from .curves import is_ours
 from .history import Damaged, read_history
-from .snapshots import Snapshots, check_room, fingerprint, read_record, write_record
+from .snapshots import Snapshots, check_room, fingerprint, is_record, read_record, write_record
 
 REMEDY = "Nothing of another's is overwritten: choose another --out, or move it."
 
@@ -113,15 +113,19 @@ class RunFolder:
     def check_ours(self, manifest: Dict[str, Any], say: Callable[[str], None]) -> None:
         """Raise a UsageError where resuming from a snapshot would overwrite what is not of this run.
 
-        Where best.json is damaged, so that this cannot be told of the best weights, these are kept under another name.
+        Records that are damaged, and weights of which they then cannot tell whose they are, get another name instead.
         """
         foreign = self.snapshots.foreign(after=manifest["iteration"]) or self.foreign_curves()
         best = self.foreign_best(manifest)
-        if best and os.path.exists(self.best_path) and self.best() is None:
-            say(f"{self.best_path} is damaged; {best}, which may be of this run, is kept as {set_aside(best)}.")
+        unread = [path for n, path in self.snapshots.manifests() if n > manifest["iteration"]] + [self.best_path]
+        unread = [path for path in unread if os.path.lexists(path) and not is_record(path)]
+        if self.best_path in unread and best:
+            unread.append(best)
             best = None
         if foreign or best:
             raise UsageError(f"{foreign or best} is not of this run, or has changed since. {REMEDY}")
+        for path in unread:
+            say(f"{path} is damaged, or not of this run; it is kept as {set_aside(path)}.")
 
     def foreign_best(self, manifest: Optional[Dict[str, Any]]) -> Optional[str]:
         """The best weights, or best.json, where no record of this run, or of a snapshot's manifest, names them."""
@@ -158,10 +162,7 @@ class RunFolder:
 
     def best(self) -> Optional[Dict[str, Any]]:
         """What best.json says; None where it is absent or damaged, so that the next test decides anew."""
-        try:
-            return read_record(self.best_path)
-        except (OSError, ValueError):
-            return None
+        return read_record(self.best_path) if is_record(self.best_path) else None
 
     def best_of(self, manifest: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """The record of the best weights that are there, or were when a snapshot was taken."""

@@ -200,6 +200,14 @@ def read_record(path: str) -> Dict[str, Any]:
     return content
 
 
+def is_record(path: str) -> bool:
+    """Whether a file is there that `write_record` wrote, and is whole."""
+    try:
+        return bool(read_record(path))
+    except (OSError, ValueError):
+        return False
+
+
 def checksum(content: Dict[str, Any]) -> str:
     rest = {name: value for name, value in content.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -182,14 +182,17 @@ def test_a_new_run_refuses_a_folder_where_it_would_replace_a_file_of_anothers(tm
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [param.values[0] for param in FOREIGN[:3]] + ["curves.png", "history.csv"])
+KEPT = ("history.csv", "best.json", "tiny_iter_10.json")  # under another name
+
+
+@pytest.mark.parametrize("name", [param.values[0] for param in FOREIGN[:3]] + ["curves.png", *KEPT])
 def test_a_resumed_run_replaces_no_file_of_anothers(tmp_path, no_pictures, name):
     solver = make_run(tmp_path)
     train(with_iterations(solver, 4), out=str(tmp_path / "run"))
     (tmp_path / "run" / name).write_text("mine")
     kept = (tmp_path / "run" / name).read_bytes()
     refused = pytest.raises(UsageError, match=f"{name} is not of this run, or has changed since")
-    with refused if name != "history.csv" else nullcontext():  # which is kept under another name
+    with nullcontext() if name in KEPT else refused:
         train(with_iterations(solver, 12), out=str(tmp_path / "run"), resume=True)
     assert kept in listing(tmp_path / "run").values()
 
@@ -217,6 +220,7 @@ def test_a_damaged_best_json_stops_no_run_and_its_weights_are_kept(tmp_path, cap
     train(with_iterations(solver, 5), out=str(tmp_path / "run"), resume=True)
     assert "best.json is damaged" in capsys.readouterr().out
     assert (tmp_path / "run" / "best.caffemodel.kept-1").read_bytes() == weights
+    assert (tmp_path / "run" / "best.json.kept-1").read_bytes() == damage[:10] + damage
 
 
 @pytest.mark.parametrize(
