@@ -63,6 +63,8 @@ def hidden_module() -> str:
 
 def end_unexpected(kind: Any, error: Any, trace: Any) -> None:
     """Tell of an exception that nobody expected, with the status of bad usage: Python's own, 1, would say "no"."""
+    if not issubclass(kind, Exception):  # sys.exit() under PYTHONINSPECT
+        return
     try:
         if isinstance(error, UsageError):  # such as a full disk, as last words are written to it
             print(f"{PROGRAM}: error: {error}", file=sys.stderr)

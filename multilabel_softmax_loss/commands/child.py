@@ -201,6 +201,7 @@ def leave(word: str, status: int) -> None:
 
     At once, as Caffe's prefetching threads would be asked to end one by one, and the net to be freed.
     """
+    os.makedirs(os.path.dirname(word), exist_ok=True)  # a layer, or what cleans temporary folders, may have removed it
     open(word, "w").close()
     os._exit(status)
 

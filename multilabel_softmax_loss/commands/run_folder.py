@@ -175,6 +175,7 @@ class RunFolder:
 
         It names the weights that were there before too, so that these are known as ours if this process ends between.
         """
+        self.check_there()
         check_room(self.path, net, (1,))
         before = fingerprint(self.best_weights) if os.path.exists(self.best_weights) else None
         with replacing(self.best_weights) as temporary:

@@ -10,13 +10,14 @@ import re
 import shutil
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import UsageError
 from ..files import MARK, cannot_be_written, open_file, reserve, write_text
+from .scratch import scratch_folder
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
@@ -135,18 +136,19 @@ class SnapshotPrefix:
         self.name = name
 
     def __enter__(self) -> SnapshotPrefix:
-        self.outside = tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_")
-        self.link = os.path.join(self.outside.name, "link")
-        os.symlink(self.outside.name, self.link)
+        self.stack = ExitStack()
+        self.outside = self.stack.enter_context(scratch_folder())
+        self.link = os.path.join(self.outside, "link")
+        os.symlink(self.outside, self.link)
         self.path = os.path.join(self.link, self.name)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.outside.cleanup()
+        self.stack.close()
 
     def folder(self, name: str) -> str:
         """A new folder of this name, for files that the run will begin with."""
-        path = os.path.join(self.outside.name, name)
+        path = os.path.join(self.outside, name)
         os.mkdir(path)
         return path
 

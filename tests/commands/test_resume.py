@@ -186,8 +186,10 @@ for number in range(kills):
 def test_weights_are_bit_identical_after_kills_at_random_moments_and_chosen_calls(tmp_path, no_pictures):
     solver = make_run(tmp_path, snapshot=7, max_iter=1000000)
     Path(solver).write_text(Path(solver).read_text().replace("test_interval: 10", "test_interval: 50"))
+    (tmp_path / "temporary").mkdir()  # where what was killed leaves its folders
     loop = subprocess.run(
         [sys.executable, "-c", KILL_LOOP, solver, str(tmp_path / "killed"), str(KILLS), SEED],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

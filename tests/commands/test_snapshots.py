@@ -15,7 +15,8 @@ from support.tiny_nets import SIGMOID, listing, make_run, rows_of, with_iteratio
 
 from multilabel_softmax_loss.commands.child import handling
 from multilabel_softmax_loss.commands.run_folder import RunFolder
-from multilabel_softmax_loss.commands.snapshots import Snapshots, set_learned_net, write_record
+from multilabel_softmax_loss.commands.scratch import remove_abandoned
+from multilabel_softmax_loss.commands.snapshots import SnapshotPrefix, Snapshots, set_learned_net, write_record
 from multilabel_softmax_loss.commands.train import Diverged, train
 from multilabel_softmax_loss.errors import UsageError
 from multilabel_softmax_loss.files import MARK
@@ -122,6 +123,16 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, no_pictures):
     with pytest.raises(UsageError, match="holds a run already; go on with --resume"):
         train(solver, out=str(tmp_path / "run"))
     assert listing(tmp_path / "run") == before
+
+
+def test_the_temporary_folder_of_a_run_is_known_to_the_next_if_it_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with SnapshotPrefix("tiny") as prefix:
+        assert [path.name for path in tmp_path.glob("*/lock")] == ["lock"]
+        os.rename(os.path.dirname(prefix.link), tmp_path / "killed")
+    (tmp_path / "killed").rename(tmp_path / "multilabel_softmax_loss_killed")
+    remove_abandoned()
+    assert os.listdir(tmp_path) == []
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):

@@ -236,8 +236,9 @@ def test_a_layer_that_changes_folder_and_streams_changes_neither_paths_nor_what_
     assert "Finished at iteration 3" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, monkeypatch, no_pictures):
-    solver = make_run(tmp_path, test=False, max_iter=9, snapshot=5)
+@pytest.mark.parametrize("test", [False, True], ids=["in training", "in a test"])
+def test_a_folder_that_is_moved_meanwhile_and_a_full_disk_are_told(tmp_path, monkeypatch, no_pictures, test):
+    solver = make_run(tmp_path, test=test, max_iter=9, snapshot=5)
     net = (tmp_path / "train_val.prototxt").read_text()
     add_layer(tmp_path, f"if self.count == 3: os.rename({str(tmp_path / 'run')!r}, {str(tmp_path / 'moved')!r})")
     monkeypatch.syspath_prepend(str(tmp_path))
