@@ -20,7 +20,7 @@ SHARE = 1 << 16  # of each file that is looked at, so many bytes from its beginn
 
 
 def describe(file: SolverFile) -> Dict[str, Any]:
-    """The fields of the solver, the layers of its train net, and its data, as JSON can hold them."""
+    """The fields of the solver, the layers of its train net, and the data of all nets, as JSON can hold them."""
     param = file.param
     solver = {name: plain(getattr(param, name)) for name in FIELDS}
     solver["type"] = solver_type(param)
@@ -29,12 +29,17 @@ def describe(file: SolverFile) -> Dict[str, Any]:
     return {
         "solver": solver,
         "data": [describe_data(layer) for layer in sources(file.train.net.layer)],
+        "tests": [[test.batches, *map(describe_data, sources(test.net.layer))] for test in file.tests],
         "layers": [[layer.name, digest_of_layer(layer)] for layer in file.train.net.layer],
     }
 
 
 def plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, str)) else list(value)
+
+
+def shown(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else value  # the fields of a solver are of float32
 
 
 def solver_type(param: Any) -> str:
@@ -92,7 +97,7 @@ def check_same(before: Dict[str, Any], file: SolverFile) -> List[str]:
             f"Give it type {was!r} again, or start a new run with --weights."
         )
     told = [
-        f"{name} is {now['solver'].get(name)}, and was {before['solver'].get(name)}"
+        f"{name} is {shown(now['solver'].get(name))}, and was {shown(before['solver'].get(name))}"
         for name in now["solver"]
         if now["solver"][name] != before["solver"].get(name)
     ]
@@ -101,6 +106,8 @@ def check_same(before: Dict[str, Any], file: SolverFile) -> List[str]:
             told.append(f"batch_size of layer {new['name']!r} is {new['batch_size']}, and was {old['batch_size']}")
         if new["sha256"] != old["sha256"]:
             told.append(f"layer {new['name']!r} reads other data")
+    if now["tests"] != before.get("tests", now["tests"]):
+        told.append("tests see other samples, so that their figures compare with none before")
     if now["layers"] != before["layers"]:
         known = [tuple(entry) for entry in before["layers"]]
         changed = [name for name, digest in now["layers"] if (name, digest) not in known]

@@ -61,7 +61,7 @@ def listed_images(layer: Any) -> List[ListedImage]:
         place = f"{where}, line {number}: {line[:80]!r}"
         if not blank or not name.strip():
             raise UsageError(f"{place} has no label; expected a file name, a blank and a whole number.")
-        if not re.fullmatch(r"[+-]?\d{1,9}", label):
+        if not re.fullmatch("[+-]?[0-9]{1,9}", label):
             raise UsageError(f"{place} has the label {label!r}; expected a file name, a blank and a whole number.")
         if re.search(r"\s[+-]?\d+$", name) and not os.path.isfile(parameter.root_folder + name):
             raise UsageError(

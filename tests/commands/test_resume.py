@@ -268,7 +268,7 @@ def test_the_random_seed_is_drawn_once_and_kept(tmp_path, no_pictures):
 @pytest.mark.parametrize(
     "change, words",
     [
-        pytest.param(("solver.prototxt", "base_lr: 0.02", "base_lr: 0.5"), "base_lr is 0.5, and was 0.0", id="base_lr"),
+        pytest.param(("solver.prototxt", "base_lr: 0.02", "base_lr: 0.5"), "base_lr is 0.5, and was 0.02.", id="lr"),
         pytest.param(("solver.prototxt", "momentum: 0.9", "iter_size: 2"), "iter_size is 2, and was 1", id="iter_size"),
         pytest.param(("solver.prototxt", "seed: 5", "seed: 6"), "random_seed is 6, and was 5", id="random_seed"),
         pytest.param(
@@ -278,12 +278,14 @@ def test_the_random_seed_is_drawn_once_and_kept(tmp_path, no_pictures):
         ),
         pytest.param(("train_val.prototxt", "ratio: 0.3", "ratio: 0.4"), "layers differ: drop", id="layer"),
         pytest.param(("train.txt", "train.h5", "other.h5"), "layer 'data' reads other data", id="data"),
+        pytest.param(("test.txt", "test.h5", "other.h5"), "tests see other samples", id="data of the test"),
+        pytest.param(("train_val.prototxt", "batch_size: 10", "batch_size: 9"), "tests see other", id="their batches"),
         pytest.param(("train_val.prototxt", "train.txt", "moved.txt"), None, id="the same data elsewhere"),
         pytest.param(("solver.prototxt", "snapshot: 10", "snapshot: 7"), None, id="what does not matter"),
     ],
 )
 def test_what_differs_from_the_run_that_is_resumed_is_said(tmp_path, capsys, no_pictures, change, words):
-    solver = make_run(tmp_path, test=False)
+    solver = make_run(tmp_path, test="tests" in str(words))
     train(with_iterations(solver, 2), out=str(tmp_path / "run"))
     x, y = make_labels(np.random.RandomState(4), 90)
     write_hdf5(tmp_path / "other", data=x, label=y)

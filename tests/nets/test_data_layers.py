@@ -302,6 +302,7 @@ def test_the_lines_of_a_list_of_images_are_counted(here):
     [
         pytest.param("a.png cat", "has the label 'cat'; expected a file name, a blank and a whole number", id="a word"),
         pytest.param("a.png 1.5", "has the label '1.5'", id="no whole number"),
+        pytest.param("a.png \u0661", "has the label '\u0661'", id="a digit that is none to Caffe"),
         pytest.param("a.png", "has no label", id="no label"),
         pytest.param("a.png\t1", "has no label", id="tab"),
         pytest.param("a.png 1 ", "has the label ''", id="blank at the end"),
