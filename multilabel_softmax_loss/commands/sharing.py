@@ -7,6 +7,8 @@ import os
 import zlib
 from typing import Any, Dict, List, Sequence
 
+import numpy as np
+
 from ..errors import UsageError
 from ..files import read_lines
 from ..nets.data_layers import batch_size, count_samples, sources
@@ -14,9 +16,11 @@ from ..nets.hdf5_lists import hdf5_files
 from ..nets.image_index import reads_index
 from ..nets.pairing import parameter_of
 from ..parallel.ranks import ranks
+from ..parallel.window import window
 from .terminal import say, warn
 
 SHARING = ("Data", "HDF5Data")  # layers that leave out other ranks' samples by themselves
+COUNTING = ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "InfogainLoss")  # losses that may ignore labels
 FREE = ("Input", "DummyData")  # layers without samples
 
 
@@ -36,14 +40,43 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
                 "Data or ImageData."
             )
     for layer in layers:
-        if layer.loss_param.HasField("ignore_label"):
-            warn(
-                "train",
-                f"{path}: layer {layer.name!r} ({layer.type}) divides by what is not ignored on each rank "
-                "alone: the mean of those means is not the mean over the whole batch. This package's losses share it.",
-            )
-        elif layer.type == "BatchNorm" and not layer.batch_norm_param.use_global_stats:
+        if layer.type == "BatchNorm" and not layer.batch_norm_param.use_global_stats:
             warn("train", f"{path}: layer {layer.name!r} (BatchNorm) has statistics of each rank's own samples.")
+
+
+def share_divisors(net: Any, layers: Sequence[Any]) -> None:
+    """Have Caffe's own losses be divided by what the whole iteration counts, as this package's are, where labels are
+    ignored and so each batch counts another number.
+
+    Caffe multiplies their gradient by the diff of their top, which puts that right.
+    """
+    places = [place for place, layer in enumerate(net.layers) if layer.type in COUNTING]
+    losses = [layer for layer in layers if layer.type in COUNTING]
+    tops = {place: net._blob_names[net._top_ids(place)[0]] for place in places}
+    weights = net.blob_loss_weights
+    counted = {
+        place: (layer.loss_param.ignore_label, net.blobs[layer.bottom[1]], net.blobs[tops[place]], weights[tops[place]])
+        for place, layer in zip(places, losses)
+        if counts_labels(layer) and weights[tops[place]]
+    }
+
+    def share(place: int) -> None:
+        if place in counted:
+            ignored, labels, top, weight = counted[place]
+            count = float(np.count_nonzero(np.trunc(labels.data) != ignored))
+            top.diff[...] = weight * max(count, 1.0) / (window.share(count, False) or 1.0)
+
+    if counted:
+        net.after_forward(share)
+
+
+def counts_labels(layer: Any) -> bool:
+    """Whether a loss of Caffe's is divided by how many labels are not ignored."""
+    param = layer.loss_param
+    counts = layer.type != "SigmoidCrossEntropyLoss" or param.HasField("normalization") or param.HasField("normalize")
+    if param.HasField("normalize") and not param.HasField("normalization"):
+        counts = param.normalize
+    return param.HasField("ignore_label") and counts and param.normalization == param.VALID
 
 
 def check_enough(layer: Any, name: str) -> None:

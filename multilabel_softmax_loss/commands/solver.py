@@ -25,7 +25,7 @@ from ..parallel.ranks import ranks
 from ..parallel.window import window
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
 from .packages import packages_of, require, require_caffe
-from .sharing import Shuffles, share_lists, tell_samples
+from .sharing import Shuffles, share_divisors, share_lists, tell_samples
 from .terminal import say, warn
 
 
@@ -136,6 +136,7 @@ class SeededSolver:
         self.owners: List[str] = []  # the loss of each part of the window
         self.has_told_means = False
         self.last_layer = len(self.net.layers) - 1
+        share_divisors(self.net, file.train.net.layer)
         self.net.after_forward(self.note_losses)
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.

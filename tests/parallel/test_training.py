@@ -46,6 +46,7 @@ FAST = {"OMP_NUM_THREADS": "1", "MULTILABEL_SOFTMAX_LOSS_KERNELS": "numpy"}
 SIGMOID = OURS.replace("MultilabelSoftmaxLossLayer", "MultilabelSigmoidLossLayer")
 WEIGHTED = OURS.replace('bottom: "label"', 'bottom: "label" bottom: "weight"')
 NATIVE = 'layer { name: "loss" type: "SigmoidCrossEntropyLoss" bottom: "scores" bottom: "label" top: "loss" }\n'
+IGNORING = NATIVE.replace("}", "loss_param { ignore_label: 0 normalization: VALID } }")
 SGD = 'type: "SGD" momentum: 0.9 base_lr: 0.05'
 ADAM = 'type: "Adam" momentum: 0.9 momentum2: 0.999 base_lr: 0.002'
 
@@ -171,6 +172,7 @@ CASES = {
     "NONE": (2, dict(loss=OURS % '{"normalization": "NONE"}', solver=SGD.replace("05", "002"))),
     "two losses": (2, dict(loss=OURS % "" + SECOND)),
     "no losses of ours": (2, dict(loss=NATIVE)),
+    "a loss of Caffe's that ignores": (2, dict(loss=IGNORING + SECOND)),
     "four ranks, LMDB, sigmoid": (4, dict(loss=SIGMOID % '{"normalization": "VALID"}', solver=ADAM, source="lmdb")),
 }
 
@@ -201,7 +203,7 @@ def test_ranks_train_as_one_process(name, all_cases, data, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=2e-6)
 
 
-@pytest.mark.parametrize("loss", [OURS % "", SIGMOID % '{"normalization": "VALID"}', WEIGHTED % ""])
+@pytest.mark.parametrize("loss", [OURS % "", SIGMOID % '{"normalization": "VALID"}', WEIGHTED % "", IGNORING])
 def test_an_iteration_of_several_batches_is_one_large_batch(loss, data, tmp_path):
     for name, batch, solver in (("one", WHOLE, SGD), ("parts", WHOLE // 4, f"{SGD} iter_size: 4")):
         train(write_run(tmp_path / name, data, batch, loss, solver), out=str(tmp_path / name / "run"))
