@@ -21,6 +21,7 @@ SAMPLE = '{"mean": [104, 117, 123], "scale": 1, "channels": "BGR"}'
 EXPECTED = f"expected such as {SAMPLE}"
 CHANNELS = {"BGR": 3, "RGB": 3, "GRAY": 1}
 KEYS = ("mean", "scale", "channels", "resize", "crop", "turned", "transparent")
+LARGEST = 1e30  # of a mean or a scale: products fit into Caffe's float32
 TO_NET = "to the net's input"
 
 
@@ -64,6 +65,8 @@ class Preprocessing:
         channels, crop, turned = content["channels"], content.get("crop", 0), content.get("turned", True)
         if not isinstance(channels, str) or channels not in CHANNELS:
             raise UsageError(f"{path} has channels {channels!a}; expected one of {', '.join(CHANNELS)}.")
+        if is_number(content["scale"]) and not 1 / LARGEST <= abs(content["scale"]) <= LARGEST:
+            raise UsageError(f"{path} has scale {content['scale']!a:.80}, by which all is 0 or infinite; {EXPECTED}.")
         if not is_number(content["scale"]):
             raise UsageError(f"{path} has scale {content['scale']!a}, which is no finite number; {EXPECTED}.")
         if type(crop) is not int or crop < 0:
@@ -188,7 +191,7 @@ def read_mean(value: Any, count: int, channels: str, path: str) -> Union[Tuple[f
             raise UsageError(f"{path} has a mean image of {len(mean)} channels for {channels}; expected {count}.")
         return mean
     values: List[Any] = value if isinstance(value, list) else [value]
-    if not all(map(is_number, values)):
+    if not all(is_number(number) and abs(number) <= LARGEST for number in values):
         raise UsageError(f"{path} has mean {value!a:.80}, not all of which is a finite number; {EXPECTED}.")
     if len(values) not in (1, count):
         raise UsageError(f"{path} has {len(values)} means for {channels}; expected 1 or {count}.")
