@@ -13,6 +13,7 @@ from ..errors import UsageError, warn
 from ..files import search_hint
 
 SMALL = 2**28  # bytes of an LMDB of which every Datum is looked at before Caffe reads it
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # of JPEG and PNG files, by how they begin
 DISTINCT = 1000  # of a larger one so many of each length that was not seen before
 
 WALK = """import lmdb, sys
@@ -154,6 +155,9 @@ def check_datums(layer: Any) -> None:
 
 
 def check_datum(datum: Any, key: bytes, where: str) -> None:
+    end = ENDS.get(datum.data[:2]) if datum.encoded else None
+    if end and datum.data.rfind(end) < len(datum.data) // 2:  # a preview at its beginning has an end of its own
+        raise UsageError(f"{where}: the image of key {key!r} ends too early: Caffe would fill it up. Write it anew.")
     expected = datum.channels * datum.height * datum.width
     found = len(datum.data) or len(datum.float_data)
     if not datum.encoded and (found != expected or expected < 1):

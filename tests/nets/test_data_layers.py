@@ -200,6 +200,14 @@ def test_an_entry_that_is_not_what_it_says_is_refused(here, monkeypatch, backend
     refused(database(backend, [datum()] * (len(values) > 0) + values if "00" not in message else values), message)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_in_a_database_that_ends_too_early_is_refused(here, suffix):
+    image = cv2.imencode(suffix, np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8))[1].tobytes()
+    check_data(database("LMDB", [datum(encoded=True, data=image + bytes(100))] * 2), "net.prototxt")  # at its end
+    message = "db (source of layer 'data'): the image of key b'00000001' ends too early: Caffe would fill it up"
+    refused(database("LMDB", [datum(encoded=True, data=part) for part in (image, image[:-20])]), message)
+
+
 SHORT = datum(label=200, data=bytes(5))  # as long as datum(label=7)
 
 
