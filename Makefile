@@ -24,8 +24,7 @@ tags: environment   ## the tutorial for one's own images: convert, train, evalua
 test: environment   ## lint, types and all tests, in real Caffe
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/python $(PYTEST)
+	.venv/bin/mypy & types=$$!; .venv/bin/python $(PYTEST) && wait $$types
 
 kill-test: environment  ## resuming after 20 kills at random moments and chosen calls, and 10 of ranks; `make test` tries 5 and 2
 	KILLS=20 .venv/bin/python -m pytest -q tests/commands/test_resume.py tests/commands/test_convert.py -k random_moments

@@ -18,7 +18,7 @@ from ..files import SIGNALS
 from .images import BadImage, Geometry, encode, prepare_process, read_image
 from .writers import Prepared
 
-CHUNK = 16  # images that a process is given at once
+CHUNK = 64  # images that a process is given at once; the sum of their pixels is as large as 16 JPEGs of them
 
 
 class Recipe(NamedTuple):
