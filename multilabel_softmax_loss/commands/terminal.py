@@ -17,6 +17,8 @@ from ..errors import PROGRAM
 from ..files import cannot_be_written
 from ..parallel.ranks import ranks
 
+NARROW = 65  # columns of a terminal; with fewer a bar says less
+
 
 class Lasting:
     """A text stream that outlives its reader: what nobody reads any more is dropped, and the work goes on."""
@@ -109,22 +111,29 @@ def columns() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
-def figures_line(iteration: int, figures: Mapping[str, float], remark: str, row: int) -> str:
-    """The figures of a test for `say`: a line; on a terminal a row of a table, before each 20th of which its header is.
+class Figures:
+    """The figures of tests, for `say`: a line each; on a terminal a row of a table, with its header every 20 rows.
 
     Where the terminal is too narrow for the table, it is that line, broken between words.
     """
-    line = f"iteration {iteration}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}"
-    line += f" ({remark})" if remark else ""
-    if not sys.stdout.isatty():
-        return line
-    names = [name[len("test_") :] if name.startswith("test_") else name for name in figures]
-    header = "iteration" + "".join(f"  {name:>7}" for name in names)
-    cells = "".join(f"  {value:>{max(len(name), 7)}.4f}" for name, value in zip(names, figures.values()))
-    width = shutil.get_terminal_size().columns
-    if len(header) + len("  best") > width:
-        return textwrap.fill(line, max(width, 20), subsequent_indent="    ", break_long_words=False)
-    return (f"{header}\n" if row % 20 == 0 else "") + f"{iteration:>9}{cells}  {remark}".rstrip()
+
+    rows = 0  # of the table since a line stood above it
+
+    def line(self, iteration: int, figures: Mapping[str, float], remark: str) -> str:
+        line = f"iteration {iteration}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}"
+        line += f" ({remark})" if remark else ""
+        if not sys.stdout.isatty():
+            return line
+        names = [name[len("test_") :] if name.startswith("test_") else name for name in figures]
+        header = "iteration" + "".join(f"  {name:>7}" for name in names)
+        cells = "".join(f"  {value:>{max(len(name), 7)}.4f}" for name, value in zip(names, figures.values()))
+        width = shutil.get_terminal_size().columns
+        if len(header) + len("  best") > width:
+            self.rows = 0
+            return textwrap.fill(line, max(width, 20), subsequent_indent="    ", break_long_words=False)
+        self.rows += 1
+        above = f"{header}\n" if self.rows % 20 == 1 else ""
+        return above + f"{iteration:>9}{cells}  {remark}".rstrip()
 
 
 def progress_bar(total: Optional[int], unit: str, initial: int = 0, desc: str = "", leave: bool = False) -> Any:
@@ -151,7 +160,10 @@ def bar_class() -> type:
             rate = facts["rate"] or ((facts["n"] - facts["initial"]) / facts["elapsed"] if facts["elapsed"] else 0)
             ahead = (facts["total"] or 0) - facts["n"]
             left = f", {duration(ahead / rate)} left" if rate and ahead > 0 else f", {duration(facts['elapsed'])}"
-            return {**facts, "left": left, "speed": f", {speed(rate, self.unit)}" if rate else ""}
+            told = {"left": left, "speed": f", {speed(rate, self.unit)}" if rate else ""}
+            if (facts["ncols"] or NARROW) < NARROW:  # what matters most, and a bar
+                told.update(speed="", postfix=(facts["postfix"] or "").partition(",")[0])
+            return {**facts, **told}
 
     return Bar
 

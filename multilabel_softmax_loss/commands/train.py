@@ -25,7 +25,7 @@ from .run_folder import RunFolder
 from .sharing import check_shared
 from .snapshots import SnapshotPrefix
 from .solver import SeededSolver, SolverFile, read_solver
-from .terminal import PROGRAM, figures_line, progress_bar, say, tell, warn
+from .terminal import PROGRAM, Figures, progress_bar, say, tell, warn
 from .validation import Best, TestNet
 
 EXAMPLE = """example:
@@ -198,7 +198,7 @@ class Training:
         self.seconds = 0.0
         self.weights: Optional[str] = None  # of the last snapshot
         self.saved = -1  # its iteration
-        self.told = 0  # how many tests
+        self.figures = Figures()
         self.curves = Curves(folder.curves_path, solver.losses, list(self.test_columns))
 
     def run(self, manifest: Optional[Dict[str, Any]]) -> Dict[str, Any]:
@@ -373,8 +373,7 @@ class Training:
         record = self.best.update(values, iteration)
         if record:
             self.best.record = self.folder.save_best(self.solver.net, record)
-        say(figures_line(iteration, values, "best" if record else "", self.told))
-        self.told += 1
+        say(self.figures.line(iteration, values, "best" if record else ""))
         return True
 
     def draw(self, finished: bool = False) -> None:

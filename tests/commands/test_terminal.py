@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from multilabel_softmax_loss.commands.report import evaluation, table
-from multilabel_softmax_loss.commands.terminal import columns, duration, figures_line, progress_bar, speed
+from multilabel_softmax_loss.commands.terminal import Figures, columns, duration, progress_bar, speed
 
 FIGURES = {
     "test_loss": 1.25,
@@ -58,12 +58,14 @@ class Terminal:
 
 def test_the_bar_takes_the_width_of_the_terminal_at_each_refresh():
     with Terminal(100) as terminal, progress_bar(200, "it", initial=100) as bar:
-        for columns in (100, 50, 120, 30):
+        for columns in (100, 50, 120, 40):
             terminal.resize(columns)
             bar.set_postfix(loss="1.036", lr="0.02")
             bar.update()
             bar.refresh()
-            assert columns - 2 <= len(terminal.last()) < columns  # the last column stays free
+            last = terminal.last()
+            assert columns - 2 <= len(last) < columns  # the last column stays free
+            assert last.endswith("lr=0.02" if columns >= 100 else "left, loss=1.036")
 
 
 def test_the_bar_speaks_of_times_as_people_do():
@@ -89,14 +91,17 @@ def test_no_bar_is_shown_where_there_is_no_terminal(capfd):
 def test_tests_are_rows_of_a_table_that_fits_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with Terminal(80):
-        lines = [figures_line(200 * row, FIGURES, "best" if row == 1 else "", row) for row in range(41)]
+        table = Figures()
+        lines = [table.line(200 * row, FIGURES, "best" if row == 1 else "") for row in range(41)]
     header = "iteration     loss      mAP     LRAP  coverage    CF1@3    OF1@3"
     assert lines[0] == f"{header}\n        0   1.2500   0.5000   0.7500   12.5000   0.0000   0.0000"
     assert lines[1] == "      200   1.2500   0.5000   0.7500   12.5000   0.0000   0.0000  best"
     assert [row for row, line in enumerate(lines) if line.startswith(header)] == [0, 20, 40]
     monkeypatch.setenv("COLUMNS", "50")
     with Terminal(50):
-        narrow = figures_line(200, FIGURES, "best", 1).split("\n    ")
+        narrow = table.line(200, FIGURES, "best").split("\n    ")
+        monkeypatch.setenv("COLUMNS", "80")
+        assert table.line(200, FIGURES, "").startswith(header)  # wide again
     assert max(map(len, narrow)) <= 50
     assert " ".join(narrow) == (
         "iteration 200: test_loss 1.2500, test_mAP 0.5000, test_LRAP 0.7500, test_coverage 12.5000, test_CF1@3 0.0000, "
@@ -117,7 +122,7 @@ def test_the_table_of_an_evaluation_comes_in_parts_that_fit(width, monkeypatch):
 
 
 def test_tests_are_lines_where_there_is_no_terminal(capfd):
-    assert figures_line(20, {"test_loss": 0.5}, "best", 0) == "iteration 20: test_loss 0.5000 (best)"
+    assert Figures().line(20, {"test_loss": 0.5}, "best") == "iteration 20: test_loss 0.5000 (best)"
 
 
 @pytest.mark.parametrize(
