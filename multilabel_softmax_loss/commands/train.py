@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from ..errors import NotFiniteError, UsageError, shortlist
-from ..nets.python_layers import LAYER_ERRORS
+from ..nets.python_layers import LAYER_ERRORS, told
 from ..nets.weights import check_layers, copy_matching, not_finite, read_weights
 from ..parallel.ranks import ranks
 from .alike import check_alike, check_samples, folder_of_rank, newest_for_all
@@ -321,7 +321,7 @@ class Training:
         """What to raise for what a layer raised: scores that are not finite are the end of a run."""
         if isinstance(error, NotFiniteError):
             return Diverged(self.last_good(f"{moment}: {error}"))
-        return UsageError(f"{moment}: {error}")
+        return UsageError(f"{moment}: {told(error)}")
 
     def last_good(self, text: str) -> str:
         self.draw(finished=True)

@@ -108,6 +108,14 @@ def staying() -> Iterator[None]:
             os.close(here)
 
 
+def told(error: BaseException) -> str:
+    """What a layer raised, in its words; of one of another's, as in a KeyError, they need its kind and its place."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if frame.filename.startswith(os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep):
+        return str(error)
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+
+
 @contextmanager
 def running(path: str) -> Iterator[None]:
     """Turn what the Python layers of the net `path` raise while it runs into a UsageError."""
@@ -115,7 +123,7 @@ def running(path: str) -> Iterator[None]:
         with staying():
             yield
     except LAYER_ERRORS as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {told(error)}") from error
 
 
 @contextmanager
@@ -133,4 +141,4 @@ def python_layer_errors(path: str) -> Iterator[None]:
         lines = [line for line in said.getvalue().splitlines() if line and not line[0].isspace()]
         raise UsageError(f"{path} has a Python layer that cannot be made: {lines[-1] if lines else error}") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {told(error)}") from error

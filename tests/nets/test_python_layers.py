@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from multilabel_softmax_loss.nets.python_layers import find_class
+from multilabel_softmax_loss import softmax_cross_entropy
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.nets.python_layers import find_class, running
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,10 @@ def test_this_package_is_meant_also_where_it_lies_in_no_folder_of_the_path(tmp_p
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if "site-packages" in folder])
     with pytest.raises(ImportError, match=re.escape("Did you mean 'multilabel_softmax_loss'?")):
         find_class("multilabel_softmax_los", "L")
+
+
+def test_what_a_layer_of_anothers_raises_is_told_with_its_kind_and_place():
+    with pytest.raises(UsageError, match=r"^net: KeyError: 3 \(.*test_python_layers.py, line \d+\)$"), running("net"):
+        {}[3]
+    with pytest.raises(UsageError, match="^net: labels has -1 at sample 0, class 0"), running("net"):
+        softmax_cross_entropy([[0.0, 1.0]], [[-1, 1]])
