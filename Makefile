@@ -32,7 +32,7 @@ kill-test: environment  ## resuming after 20 kills at random moments and chosen 
 
 attack: environment  ## some minutes of kills, damaged files, signals and hostile layers; ATTACK_SEED=N draws others
 	@echo "ATTACK_SEED=$(ATTACK_SEED) draws the same again, but for the moments at which runs are killed."
-	ATTACK_SEED=$(ATTACK_SEED) KILLS=60 FLIPS=20000 CASES=3000 HYPOTHESIS_PROFILE=attack .venv/bin/python $(PYTEST) -q \
+	ATTACK_SEED=$(ATTACK_SEED) KILLS=60 FLIPS=20000 CASES=4000 HYPOTHESIS_PROFILE=attack .venv/bin/python $(PYTEST) -q \
 		--hypothesis-seed=$(ATTACK_SEED) tests/commands/test_resume.py tests/commands/test_snapshots.py \
 		tests/commands/test_child.py tests/commands/test_train.py tests/test_files.py tests/losses/test_modes.py \
 		tests/losses/test_properties.py

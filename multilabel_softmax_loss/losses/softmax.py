@@ -93,8 +93,10 @@ class SoftmaxLoss(Loss):
 
     def faults(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray]) -> np.ndarray:
         targets, _ = self.targets(labels, known)
-        bad = ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
-        return bad if known is None else bad & known
+        known = np.ones(scores.shape, bool) if known is None else known
+        bad = known & ~np.isfinite(scores) & ((scores != -np.inf) | (targets > 0))
+        none_left = ~(known & (scores > -np.inf)).any(axis=1, keepdims=True)
+        return bad | (known & none_left & ~bad.any(axis=1, keepdims=True))
 
     def targets(self, labels: np.ndarray, known: Optional[np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
         weight = self.options.class_weight
@@ -135,6 +137,7 @@ def softmax_terms(
     np.put_along_axis(exps, best, one, axis=1)
     mass = targets.sum(axis=1, keepdims=True)
     losses = mass * np.log1p(rest) - sum_of_products(targets, shifted)
+    losses[~(one > 0) & np.isfinite(losses)] = np.nan  # no finite score is the best, so that there are no probabilities
     probs = np.divide(exps, one + rest, out=exps)
     if known is not None:
         probs[~known] = 0
