@@ -24,7 +24,7 @@ def scratch_folder() -> Iterator[str]:
     lock = os.open(os.path.join(folder, "lock.new"), os.O_CREAT | os.O_RDWR)
     whole = os.open(folder, os.O_RDONLY) if fcntl else lock
     try:
-        if fcntl:
+        with suppress(OSError, AttributeError):  # there may be no locks, as on a network's drive and in Windows
             fcntl.flock(whole, fcntl.LOCK_EX)  # systemd-tmpfiles leaves such a folder alone, however old it becomes
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(os.path.join(folder, "lock.new"), os.path.join(folder, "lock"))  # held from its first moment on
