@@ -97,6 +97,8 @@ def import_mpi(rank: int, size: int) -> Any:
     ------
     UsageError : it is missing, or finds no MPI.
     """
+    if "OMPI_COMM_WORLD_RANK" in os.environ:  # mpi4py takes the first MPI that it finds, which may be another one
+        os.environ.setdefault("MPI4PY_MPIABI", "openmpi")
     with not_for_ever(size, patience()):
         try:
             import mpi4py

@@ -10,7 +10,8 @@ import mpi4py  # noqa: F401, without which there are no ranks
 import pytest
 from support.ranks import TESTS, finish, run_job, start_ranks
 
-from multilabel_softmax_loss.parallel.launcher import environment_of_child, launched
+from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.parallel.launcher import environment_of_child, import_mpi, launched
 from multilabel_softmax_loss.parallel.ranks import Ranks
 
 
@@ -121,6 +122,14 @@ def test_the_launcher_is_known_by_its_environment(environment, expected, monkeyp
         monkeypatch.setenv(name, value)
     assert launched() == expected
     assert not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"} & set(environment_of_child(1))
+
+
+def test_mpi4py_takes_the_mpi_of_the_launcher(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setattr(os, "environ", {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="mpi4py does not load"):
+        import_mpi(0, 2)
+    assert os.environ["MPI4PY_MPIABI"] == "openmpi"
 
 
 def test_the_readme_has_the_arithmetic_of_many_nodes():
