@@ -10,15 +10,16 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from ..data.feed import ImageDataOptions
+from ..data.images import as_caffe_reads, by_opencv, read_bytes
 from ..data.writers import read_index, write_index
 from ..errors import UsageError
 from ..files import read_lines
 from ..nets.data_layers import sources
 from ..nets.databases import open_database
 from ..nets.image_index import change_options, index_options, reads_index
+from ..nets.means import read_mean
 from ..nets.weights import load_net
-from .images import decode, decode_image, read_bytes
-from .preprocessing import NAME, Preprocessing, read_mean_image
+from .preprocessing import NAME, Preprocessing, good
 
 FIRST = 20  # so many images of a database are looked at
 TOLERANCE = 1e-3  # of a level, between Caffe's input and ours
@@ -92,7 +93,7 @@ def of_layer(layer: Any) -> Preprocessing:
         raise UnknownPreprocessing(f"{name} does not tell from what pixels its numbers came")
     transform = layer.transform_param
     if transform.mean_file:
-        mean: Union[Tuple[float, ...], np.ndarray] = read_mean_image(transform.mean_file)
+        mean: Union[Tuple[float, ...], np.ndarray] = read_mean(transform.mean_file, "a mean image").astype(np.float32)
     else:
         mean = tuple(transform.mean_value) or (0.0,)
     return Preprocessing(mean, transform.scale, channels, resize, transform.crop_size, turned)
@@ -118,15 +119,16 @@ def of_stored(layer: Any, name: str) -> Tuple[str, Optional[Tuple[int, int]], bo
     if not datums or not all(datum.encoded for datum in datums):
         raise UnknownPreprocessing(f"{name} reads raw pixels, which do not tell the order of their channels")
     where = f"an image of {layer.data_param.source}"
-    images = [decode(datum.data, where, cv2.IMREAD_UNCHANGED) for datum in datums]
+    with good(where):
+        upright = [as_caffe_reads(datum.data, gray=True) for datum in datums]
+        as_they_lie = [as_caffe_reads(datum.data, gray=True, turned=False) for datum in datums]
+        images = [by_opencv(datum.data, cv2.IMREAD_UNCHANGED) for datum in datums]
     depths = {1 if image.ndim == 2 else image.shape[2] for image in images}
     if not (force_color or force_gray) and (not depths <= {1, 3} or len(depths) > 1):
         raise UnknownPreprocessing(f"{name} reads images of {' and '.join(map(str, sorted(depths)))} channels")
     if any(image.dtype != np.uint8 for image in images):
         raise UnknownPreprocessing(f"{name} reads images of more than 8 bits per channel")
     channels = "GRAY" if force_gray or (depths == {1} and not force_color) else "BGR"
-    upright = [decode_image(datum.data, where, gray=True) for datum in datums]
-    as_they_lie = [decode_image(datum.data, where, gray=True, turned=False) for datum in datums]
     turned = force_color or force_gray or all(map(np.array_equal, upright, as_they_lie))
     heights, widths = zip(*(image.shape for image in (upright if turned else as_they_lie)))
     one_size = len(set(heights)) == len(set(widths)) == 1
@@ -149,15 +151,15 @@ def disproof(preprocessing: Preprocessing, layer: Any) -> Optional[str]:
     """
     import cv2
 
-    if layer.type == "ImageData":
-        first = read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")[0].rsplit(" ", 1)[0]
-        content = read_bytes(layer.image_data_param.root_folder + first)
-    elif reads_index(layer):
-        content = read_bytes(read_index(index_options(layer)["source"]).paths[0])
-    else:
-        content = next(stored(layer)).data
-    gray = preprocessing.channels == "GRAY"
-    pixels = decode_image(content, "the first image", gray, preprocessing.turned)
+    with good(f"the first image of layer {layer.name!r}"):
+        if layer.type == "ImageData":
+            first = read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")[0].rsplit(" ", 1)[0]
+            content = read_bytes(layer.image_data_param.root_folder + first)
+        elif reads_index(layer):
+            content = read_bytes(read_index(index_options(layer)["source"]).paths[0])
+        else:
+            content = next(stored(layer)).data
+        pixels = as_caffe_reads(content, preprocessing.channels == "GRAY", preprocessing.turned)
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         path = os.path.join(folder, "image.png")
         cv2.imwrite(path, pixels)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
 from ..data import images
+from ..data.datum import mean_blob
 from ..data.images import Geometry
 from ..errors import UsageError, unknown_name
-from ..files import cannot_be_read, is_number, open_file, read_json, replacing, write_text
-from .images import read_image
+from ..files import is_number, read_json, replacing, write_text
+from ..nets import means
 
 NAME = "preprocessing.json"
 MEAN_NAME = "mean.binaryproto"
@@ -96,17 +98,21 @@ class Preprocessing:
 
     def write(self, folder: str) -> None:
         if isinstance(self.mean, np.ndarray):
-            write_mean_image(os.path.join(folder, MEAN_NAME), self.mean)
+            with replacing(os.path.join(folder, MEAN_NAME)) as temporary, open(temporary, "wb") as file:
+                file.write(mean_blob(self.mean))
         write_text(os.path.join(folder, NAME), json.dumps(self.content()) + "\n")
 
     def read_image(self, path: str, size: Tuple[int, int]) -> np.ndarray:
         """An image file as a net of input (height, width) wants it: float32, (channels, height, width)."""
         gray = self.channels == "GRAY"
-        image = read_over_white(path, gray) if self.white else read_image(path, gray, self.turned)
+        with good(path):
+            content = images.read_bytes(path)
+            white = self.white
+            image = images.decode(content, gray) if white else images.as_caffe_reads(content, gray, self.turned)
         return self.apply(image, size, path)
 
     def apply(self, image: np.ndarray, size: Tuple[int, int], name: str) -> np.ndarray:
-        """What becomes of an image as images.read_image reads it, turned and gray if need be.
+        """What becomes of an image as it is read, turned and gray if need be.
 
         Raises
         ------
@@ -163,11 +169,13 @@ def middle(planes: np.ndarray, crop: int, name: str) -> np.ndarray:
     return planes[:, top : top + crop, left : left + crop]
 
 
-def read_over_white(path: str, gray: bool) -> np.ndarray:
+@contextmanager
+def good(name: str) -> Iterator[None]:
+    """Turn a BadImage into a UsageError that names it."""
     try:
-        return images.read_image(path, gray)
+        yield
     except images.BadImage as error:
-        raise UsageError(f"{path} is torn, or no image that OpenCV reads: {error}.") from error
+        raise UsageError(f"{name} is bad ({error}).") from error
 
 
 def read_size(value: Any, path: str) -> Union[int, Tuple[int, int], None]:
@@ -186,7 +194,7 @@ def read_size(value: Any, path: str) -> Union[int, Tuple[int, int], None]:
 def read_mean(value: Any, count: int, channels: str, path: str) -> Union[Tuple[float, ...], np.ndarray]:
     """The mean that a preprocessing file gives: numbers, or the name of a mean image."""
     if isinstance(value, str):
-        mean = read_mean_image(os.path.join(os.path.dirname(path), value))
+        mean = means.read_mean(os.path.join(os.path.dirname(path), value), "a mean image").astype(np.float32)
         if len(mean) != count:
             raise UsageError(f"{path} has a mean image of {len(mean)} channels for {channels}; expected {count}.")
         return mean
@@ -196,41 +204,6 @@ def read_mean(value: Any, count: int, channels: str, path: str) -> Union[Tuple[f
     if len(values) not in (1, count):
         raise UsageError(f"{path} has {len(values)} means for {channels}; expected 1 or {count}.")
     return tuple(map(float, values))
-
-
-def read_mean_image(path: str) -> np.ndarray:
-    """The image (channels, height, width) of a .binaryproto, as Caffe's compute_image_mean makes it."""
-    from caffe.proto import caffe_pb2
-    from google.protobuf.message import DecodeError
-
-    blob = caffe_pb2.BlobProto()
-    try:
-        with open_file(path, "rb") as file:
-            blob.ParseFromString(file.read())
-    except (OSError, ValueError) as error:  # the latter for a name with a NUL byte
-        raise cannot_be_read(path, "a mean image", error) from error
-    except (DecodeError, SystemError, RuntimeWarning) as error:
-        raise UsageError(f"{path} is torn, or no mean image: it does not parse as a BlobProto.") from error
-    old = (blob.channels, blob.height, blob.width)
-    shape = tuple(blob.shape.dim)[-3:] if blob.HasField("shape") else old
-    values = np.array(blob.data or blob.double_data, np.float32)
-    if (
-        len(shape) != 3
-        or not values.size
-        or values.size != np.prod(shape, dtype=float)
-        or not np.isfinite(values).all()
-    ):
-        raise UsageError(f"{path} holds {values.size} numbers of shape {shape}; expected a mean image, C x H x W.")
-    return values.reshape(shape)
-
-
-def write_mean_image(path: str, mean: np.ndarray) -> None:
-    from caffe.proto import caffe_pb2
-
-    blob = caffe_pb2.BlobProto(num=1, channels=mean.shape[0], height=mean.shape[1], width=mean.shape[2])
-    blob.data.extend(mean.ravel().tolist())
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(blob.SerializeToString())
 
 
 def find_preprocessing(weights: str, given: Optional[str]) -> Preprocessing:

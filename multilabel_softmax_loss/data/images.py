@@ -84,37 +84,69 @@ def read_image(path: str, gray: bool = False, strict: bool = False) -> np.ndarra
     ------
     BadImage : it is missing, empty, cut, corrupted or no image.
     """
+    return decode(read_bytes(path), gray, strict)
+
+
+def read_bytes(path: str) -> bytes:
+    """What is in a file, which must not be nothing."""
     try:
         with open_file(path, "rb") as file:
             data = file.read()
-    except OSError as error:
-        raise BadImage("missing" if isinstance(error, FileNotFoundError) else str(error.strerror)) from error
+    except (OSError, ValueError) as error:  # the latter for a name with a NUL byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadImage("missing" if isinstance(error, FileNotFoundError) else reason) from error
     if not data:
         raise BadImage("0 bytes")
-    return decode(data, gray, strict)
+    return data
+
+
+def by_opencv(data: bytes, flags: int) -> Any:
+    """What OpenCV makes of the bytes of a file; None for what it does not know.
+
+    From memory, as there it refuses a JPEG that ends too early; in reading a file it fills up what is missing.
+    """
+    import cv2
+
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise BadImage(f"too large, or of a kind that OpenCV does not read: {' '.join(error.err.split())}") from error
+
+
+def as_caffe_reads(data: bytes, gray: bool = False, turned: bool = True) -> np.ndarray:
+    """The image in the bytes of a file as Caffe's own layers have it, which ignore transparency: uint8, BGR or gray.
+
+    `turned` says whether as its EXIF data say: ImageData does so, and Data does not.
+
+    Raises
+    ------
+    BadImage : OpenCV reads none.
+    """
+    import cv2
+
+    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    image = by_opencv(data, flags | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION))
+    if image is None:
+        raise BadImage("torn, or no image that OpenCV reads")
+    return image
 
 
 def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
     """The image in the bytes of a file, as :func:`read_image` describes it."""
     import cv2
 
-    image: Any
     plain = data.startswith(SOI)
     doubtful = jpeg_is_doubtful(data) if plain else png_is_doubtful(data)
     if strict or doubtful:
         check_strictly(data)
         if plain:
             check_by_libjpeg(data)
-    buffer = np.frombuffer(data, np.uint8)
-    try:
-        if plain:
-            image = cv2.imdecode(buffer, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
-        else:
-            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-            if gray and image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,):
-                image = cv2.imdecode(buffer, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)  # weights of its own
-    except cv2.error as error:
-        raise BadImage(f"no image that OpenCV decodes: {error.err}") from error
+    if plain:
+        image = by_opencv(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+    else:
+        image = by_opencv(data, cv2.IMREAD_UNCHANGED)
+        if gray and image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,):
+            image = by_opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)  # weights of its own
     if image is None or (image.shape[2:] == (4,) and data[:2] in TIFF):  # where OpenCV has multiplied by alpha
         image = decode_by_pillow(data)
     if not plain:

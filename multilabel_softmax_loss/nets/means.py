@@ -28,7 +28,7 @@ def read_mean(path: str, named_by: str) -> np.ndarray:
     where = f"{path} ({named_by})"
     try:
         blob = caffe_pb2.BlobProto.FromString(content)
-    except (DecodeError, RuntimeWarning) as error:
+    except (DecodeError, SystemError, RuntimeWarning) as error:
         raise UsageError(f"{where} is torn, or no mean image: it does not parse as a BlobProto.") from error
     shape = list(blob.shape.dim) or [blob.num, blob.channels, blob.height, blob.width]
     values = np.array(blob.data or blob.double_data, np.float64)

@@ -148,12 +148,12 @@ def test_names_come_from_the_file_of_thresholds_too(folder):
     "options, message",
     [
         pytest.param({"images": ["a.png", "no.png"]}, "no.png is no file; expected an image", id="no image"),
-        pytest.param({"images": ["a.png", "torn.png"]}, "torn.png is torn, or no image", id="torn image"),
-        pytest.param({"images": ["a.png", "cut.jpg"]}, "cut.jpg is torn, or no image", id="cut JPEG"),
-        pytest.param({"images": ["huge.ppm"]}, "huge.ppm is empty, too large, or of a kind", id="beyond all limits"),
-        pytest.param({"images": ["a.exr"]}, "a.exr is empty, too large, or of a kind that OpenCV", id="codec"),
-        pytest.param({"images": ["empty.png"]}, "empty.png is empty, too large, or of a kind", id="empty image"),
-        pytest.param({"images": ["classes.txt"]}, "classes.txt is torn, or no image", id="foreign image"),
+        pytest.param({"images": ["a.png", "torn.png"]}, "torn.png is bad (torn, or no image", id="torn image"),
+        pytest.param({"images": ["a.png", "cut.jpg"]}, "cut.jpg is bad (torn, or no image", id="cut JPEG"),
+        pytest.param({"images": ["huge.ppm"]}, "huge.ppm is bad (too large, or of a kind", id="beyond all limits"),
+        pytest.param({"images": ["a.exr"]}, "a.exr is bad (too large, or of a kind that OpenCV", id="codec"),
+        pytest.param({"images": ["empty.png"]}, "empty.png is bad (0 bytes)", id="empty image"),
+        pytest.param({"images": ["classes.txt"]}, "classes.txt is bad (torn, or no image", id="foreign image"),
         pytest.param({"net": ""}, "'' cannot be read", id="empty name"),
         pytest.param({"net": "no.prototxt"}, "no.prototxt cannot be read", id="no net"),
         pytest.param({"weights": "classes.txt"}, "classes.txt is torn, or no weights file", id="foreign weights"),
@@ -201,5 +201,5 @@ def test_a_bad_image_among_good_ones_ends_the_command_before_any_answer(folder, 
     process = run_here(*words, folder=folder, check=2)
     assert process.stdout == ""
     assert process.stderr == (
-        "python -m multilabel_softmax_loss predict: error: classes.txt is torn, or no image that OpenCV reads.\n"
+        "python -m multilabel_softmax_loss predict: error: classes.txt is bad (torn, or no image that OpenCV reads).\n"
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import cv2
 import lmdb
@@ -12,7 +13,8 @@ from google.protobuf import text_format
 from support.caffe_nets import make_net
 
 from multilabel_softmax_loss.commands.image_layers import UnknownPreprocessing, disproof, keep_preprocessing, of_layer
-from multilabel_softmax_loss.commands.preprocessing import MEAN_NAME, NAME, Preprocessing, write_mean_image
+from multilabel_softmax_loss.commands.preprocessing import MEAN_NAME, NAME, Preprocessing
+from multilabel_softmax_loss.data.datum import mean_blob
 from multilabel_softmax_loss.errors import UsageError
 
 IMAGES = (
@@ -43,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("".join(f"{k}.png 0\n" for k in range(3)))
     (tmp_path / "run").mkdir()
     for name, shape in (("mean.binaryproto", (3, 20, 30)), ("small_mean.binaryproto", (3, 12, 16))):
-        write_mean_image(name, np.random.RandomState(1).uniform(0, 255, shape).astype(np.float32))
+        Path(name).write_bytes(mean_blob(np.random.RandomState(1).uniform(0, 255, shape)))
     return tmp_path
 
 
@@ -243,7 +245,9 @@ GOOD = {"mean": [1, 2, 3], "scale": 1, "channels": "BGR"}
         pytest.param({**GOOD, "mean": [1, True, 3]}, "not all of which is a finite number", id="true in it"),
         pytest.param({**GOOD, "mean": "no.binaryproto"}, "no.binaryproto (a mean image) cannot be read", id="no mean"),
         pytest.param({**GOOD, "mean": "m\0"}, "m\\x00' (a mean image) cannot be read: embedded null byte", id="NUL"),
-        pytest.param({**GOOD, "mean": "list.txt"}, "list.txt is torn, or no mean image", id="foreign mean"),
+        pytest.param(
+            {**GOOD, "mean": "list.txt"}, "list.txt (a mean image) is torn, or no mean image", id="foreign mean"
+        ),
         pytest.param({**GOOD, "mean": "mean.binaryproto", "channels": "GRAY"}, "of 3 channels for GRAY", id="gray"),
         pytest.param({**GOOD, "scale": True}, "has scale True, which is no finite number", id="true as scale"),
         pytest.param({**GOOD, "mean": [1, 1e39, 3]}, "not all of which is a finite number", id="too large a mean"),
