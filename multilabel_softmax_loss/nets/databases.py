@@ -11,9 +11,9 @@ from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ..errors import UsageError, warn
 from ..files import search_hint
+from .image_files import ends_too_early
 
 SMALL = 2**28  # bytes of an LMDB of which every Datum is looked at before Caffe reads it
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # of JPEG and PNG files, by how they begin
 DISTINCT = 1000  # of a larger one so many of each length that was not seen before
 
 WALK = """import lmdb, sys
@@ -155,8 +155,7 @@ def check_datums(layer: Any) -> None:
 
 
 def check_datum(datum: Any, key: bytes, where: str) -> None:
-    end = ENDS.get(datum.data[:2]) if datum.encoded else None
-    if end and datum.data.rfind(end) < len(datum.data) // 2:  # a preview at its beginning has an end of its own
+    if datum.encoded and ends_too_early(datum.data):
         raise UsageError(f"{where}: the image of key {key!r} ends too early: Caffe would fill it up. Write it anew.")
     expected = datum.channels * datum.height * datum.width
     found = len(datum.data) or len(datum.float_data)

@@ -9,8 +9,9 @@ from typing import Any, List, NamedTuple
 
 from ..errors import UsageError
 from ..files import cannot_be_read, open_file
+from .image_files import file_ends_too_early
 
-LOOKED_FOR = 20_000  # images: whether they are there is asked of so many
+LOOKED_FOR = 20_000  # images: whether they are there, and to their end, is asked of so many
 
 
 def read_list(path: str, what: str) -> List[str]:
@@ -51,7 +52,7 @@ def listed_images(layer: Any) -> List[ListedImage]:
 
     Raises
     ------
-    UsageError : a line has no label, more than one, or one that is no whole number; or an image is missing.
+    UsageError : a line has no label, more than one, or one that is no whole number; an image is missing or cut.
     """
     parameter = layer.image_data_param
     where = f"{parameter.source} (source of layer {layer.name!r})"
@@ -68,8 +69,16 @@ def listed_images(layer: Any) -> List[ListedImage]:
                 f"{place} has several labels; ImageData takes one, and {name!r} for the name of the file. Bring the "
                 "labels by a layer of their own, HDF5Data or Data, in the order of this list."
             )
-        if number <= LOOKED_FOR and not os.path.isfile(parameter.root_folder + name):
-            missing = FileNotFoundError(2, "No such file or directory")
-            raise cannot_be_read(parameter.root_folder + name, f"{where}, line {number}", missing)
+        if number <= LOOKED_FOR:
+            check_image(parameter.root_folder + name, f"{where}, line {number}")
         images.append(ListedImage(name, int(label)))
     return images
+
+
+def check_image(path: str, named_by: str) -> None:
+    try:
+        too_early = file_ends_too_early(path)
+    except (OSError, ValueError) as error:
+        raise cannot_be_read(path, named_by, error) from error
+    if too_early:
+        raise UsageError(f"{path} ({named_by}) ends too early: Caffe would fill it up. Copy it anew, or leave it out.")

@@ -326,6 +326,18 @@ def test_a_line_that_caffe_would_misread_is_refused(here, line, message):
     refused(images(f"a.png 0\n{line}\na.png 0\n"), message)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("behind", [0, 5000])
+def test_an_image_in_a_list_that_ends_too_early_is_refused(here, suffix, behind):
+    image = cv2.imencode(suffix, np.random.RandomState(0).randint(0, 256, (90, 90, 3)).astype(np.uint8))[1].tobytes()
+    (here / "c.jpg").write_bytes(image + bytes(behind))
+    check_data(images("c.jpg 0\n"), "net.prototxt")
+    (here / "c.jpg").write_bytes(image[:-20] + bytes(behind))
+    refused(
+        images("a.png 0\nc.jpg 0\n"), "c.jpg (list.txt (source of layer 'data'), line 2) ends too early: Caffe would"
+    )
+
+
 def test_a_list_with_a_byte_order_mark_is_refused(here):
     refused(images("\ufeffa.png 0\n"), "begins with a byte order mark, which Caffe takes for part of the first name")
 
