@@ -1,4 +1,4 @@
-"""Show the gradient checker every layer of the zoo in tests/: what it says, beside what Caffe's own criterion says.
+"""Show the gradient checker every layer of the zoo: what it says, beside what Caffe's own criterion says.
 
     python examples/gradient_check/zoo.py          # the table of README.md
     python examples/gradient_check/zoo.py --short  # batch 2 only
