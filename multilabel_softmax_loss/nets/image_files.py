@@ -17,7 +17,7 @@ def ends_too_early(content: bytes) -> bool:
 
 
 def file_ends_too_early(path: str) -> bool:
-    """The same of a file, of which little is read if all is well.
+    """Whether a JPEG or PNG file lacks its end; only a little of it is read where all is well.
 
     Raises
     ------
