@@ -105,7 +105,7 @@ def make_venv(version, venv, with_caffe):
 
 
 def download_venv(version, venv):
-    """The same with a CPython that uv downloads; needs the internet."""
+    """Make the environment with a CPython that uv downloads; needs the internet."""
     with tempfile.TemporaryDirectory() as folder:
         # --managed-python: uv stops dead at a shim that does not run, so it must not look at what is installed.
         commands = [

@@ -109,7 +109,7 @@ def check_spec(spec, bottoms, parameters, circumstances, limits: Limits, name) -
 
 
 def checked_spec(spec: Spec, arrays) -> Spec:
-    """The same with one loss weight per top; an error unless it fits the bottoms."""
+    """A spec with one loss weight per top; an error unless it fits the bottoms."""
     wrt = tuple(int(i) for i in spec.wrt)
     if not all(0 <= i < len(arrays) for i in wrt):
         raise ValueError(f"wrt is {wrt}; expected indices of the {len(arrays)} bottoms.")
