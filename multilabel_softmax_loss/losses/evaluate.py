@@ -11,7 +11,7 @@ import math
 import os
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Callable, ClassVar, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
 import numpy as np
 
@@ -78,6 +78,16 @@ class Loss:
     def plan(self, kernels: Any) -> Optional[Callable[..., Any]]:
         """The loss's kernel with its arguments, one of the plans that the module `kernels` makes; None for none."""
         return None
+
+    def label_arguments(self) -> Dict[str, Any]:
+        """What each plan of the kernels has to know of the arrays."""
+        options, layout = self.options, self.layout
+        listed = options.label_format == "indices"
+        return {
+            "shape": (layout.outer, layout.classes, layout.inner),
+            "lists": layout.label_width if listed else None,
+            "ignore_label": options.padding if listed else options.ignore_label,
+        }
 
     def block(self, scores: np.ndarray, labels: np.ndarray, known: Optional[np.ndarray], where: tuple) -> Block:
         """The formula. Scores are float64; labels and known are as read_labels() makes them."""

@@ -77,11 +77,9 @@ class RankingLoss(Loss):
     legal_scores = "-inf only where no label is"
 
     def plan(self, kernels: Any) -> Any:
-        options, layout = self.options, self.layout
+        options = self.options
         return kernels.plan_ranking(
-            (layout.outer, layout.classes, layout.inner),
-            lists=layout.label_width if options.label_format == "indices" else None,
-            ignore_label=options.padding if options.label_format == "indices" else options.ignore_label,
+            **self.label_arguments(),
             class_weight=options.class_weight,
             ranking=("pairwise", "warp", "lsep", "zlpr").index(options.ranking),
             margin=options.margin,

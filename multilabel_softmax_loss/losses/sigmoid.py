@@ -90,9 +90,7 @@ class SigmoidLoss(Loss):
         options, layout = self.options, self.layout
         positive, negative = sigmoid_weights(options, layout.classes)
         return kernels.plan_sigmoid(
-            (layout.outer, layout.classes, layout.inner),
-            lists=layout.label_width if options.label_format == "indices" else None,
-            ignore_label=options.padding if options.label_format == "indices" else options.ignore_label,
+            **self.label_arguments(),
             positive=positive,
             negative=negative,
             smoothing=options.label_smoothing,

@@ -69,13 +69,11 @@ class SoftmaxLoss(Loss):
     legal_scores = "-inf only where the target is 0"
 
     def plan(self, kernels: Any) -> Any:
-        options, layout = self.options, self.layout
+        options = self.options
         if options.divergence == "kl":  # its entropy needs another logarithm, and few use it
             return None
         return kernels.plan_softmax(
-            (layout.outer, layout.classes, layout.inner),
-            lists=layout.label_width if options.label_format == "indices" else None,
-            ignore_label=options.padding if options.label_format == "indices" else options.ignore_label,
+            **self.label_arguments(),
             class_weight=options.class_weight,
             normalization=("l1", "count", "none").index(options.label_normalization),
             smoothing=options.label_smoothing,
