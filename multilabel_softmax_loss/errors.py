@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from contextlib import suppress
 from importlib.machinery import PathFinder
@@ -84,7 +85,12 @@ def warn(text: str) -> None:
 def end_interrupted(
     command: str, end: Callable[[int], Any] = os._exit, state: str = " before there was anything to keep"
 ) -> None:
-    """End a command that is asked to, past all buffers, as a handler of signals runs amid whatever is printed."""
+    """End a command that is asked to, past all buffers, as a handler of signals runs amid whatever is printed.
+
+    Once only: Ctrl-C reaches a child directly, and through its parent.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, lambda number, frame: None)
     with suppress(OSError, ValueError, AttributeError):  # nobody reads it
         descriptor = sys.stderr.fileno()
         start = "\n" if os.isatty(descriptor) else ""

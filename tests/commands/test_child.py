@@ -42,6 +42,25 @@ if role == os.environ["IN_PROCESS"]:
 """
 
 
+ASKED_TWICE = """
+import os, signal, time
+from multilabel_softmax_loss.errors import end_interrupted
+
+def end(status):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+    os._exit(status)
+
+signal.signal(signal.SIGINT, lambda *_: end_interrupted("train", end))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_child_that_hears_of_ctrl_c_twice_tells_it_once():
+    ended = subprocess.run([sys.executable, "-c", ASKED_TWICE], stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (130, f"{START[:-7]}interrupted before there was anything to keep.\n")
+
+
 @pytest.mark.parametrize(
     "process, module", [("command", "numpy"), ("child", ""), ("child", "numpy"), ("child", "caffe._caffe")]
 )
