@@ -99,11 +99,10 @@ def test_kernels_and_numpy_give_one_answer_or_one_error(needs_numba, loss):
 
 @pytest.mark.parametrize("row", [[np.inf, 0, 0], [-np.inf] * 3, [np.nan, 0, 0]], ids=["infinite", "masked", "NaN"])
 @pytest.mark.parametrize("classes", [3, 1])
-@pytest.mark.parametrize("mode", ["numpy", "numba"])
-def test_a_row_without_probabilities_is_told_though_its_targets_weigh_nothing(mode, classes, row):
+def test_a_row_without_probabilities_is_told_though_its_targets_weigh_nothing(backend, classes, row):
     scores, labels = np.zeros((2, classes), np.float32), np.ones((2, classes), np.float32)
     scores[1] = row[:classes]
-    said, _ = answer(mode, softmax_cross_entropy, scores, labels, None, {"class_weight": [0.0] * classes})
+    said, _ = answer(backend, softmax_cross_entropy, scores, labels, None, {"class_weight": [0.0] * classes})
     assert f"scores has {row[0]:g} at sample 1, class 0; expected finite scores" in str(said)
 
 
