@@ -48,16 +48,25 @@ def share_divisors(net: Any, layers: Sequence[Any]) -> None:
     """Have Caffe's own losses be divided by what the whole iteration counts, as this package's are, where labels are
     ignored and so each batch counts another number.
 
-    Caffe multiplies their gradient by the diff of their top, which puts that right.
+    Caffe multiplies their gradient by the diff of their top, which puts that right; but where another layer reads that
+    top, too, which Caffe splits then, it comes from there.
     """
     places = [place for place, layer in enumerate(net.layers) if layer.type in COUNTING]
     losses = [layer for layer in layers if layer.type in COUNTING]
     tops = {place: net._blob_names[net._top_ids(place)[0]] for place in places}
+    split = {net._blob_names[net._bottom_ids(k)[0]] for k, layer in enumerate(net.layers) if layer.type == "Split"}
     weights = net.blob_loss_weights
+    for place, layer in zip(places, losses):
+        if ranks.size > 1 and counts_labels(layer) and tops[place] in split:
+            warn(
+                "train",
+                f"layer {layer.name!r} ({layer.type}) divides by what is not ignored on each rank alone, as another "
+                "layer reads its loss: the mean of those means is not the mean over the whole batch.",
+            )
     counted = {
         place: (layer.loss_param.ignore_label, net.blobs[layer.bottom[1]], net.blobs[tops[place]], weights[tops[place]])
         for place, layer in zip(places, losses)
-        if counts_labels(layer) and weights[tops[place]]
+        if counts_labels(layer) and weights[tops[place]] and tops[place] not in split
     }
 
     def share(place: int) -> None:

@@ -33,8 +33,9 @@ from support.tiny_nets import (
 )
 
 from multilabel_softmax_loss.commands.predict import BATCH
-from multilabel_softmax_loss.commands.sharing import Shuffles, share_lists
+from multilabel_softmax_loss.commands.sharing import Shuffles, share_divisors, share_lists
 from multilabel_softmax_loss.commands.train import train
+from multilabel_softmax_loss.nets.reading import read_prototxt
 from multilabel_softmax_loss.parallel.ranks import ranks
 from multilabel_softmax_loss.parallel.window import window
 
@@ -217,6 +218,16 @@ def test_several_losses_stay_a_mean_of_means_and_it_is_said(data, tmp_path, caps
     solver = write_run(tmp_path, data, WHOLE // 4, OURS % "" + second, f"{SGD} iter_size: 4")
     train(solver, out=str(tmp_path / "run"))
     assert capsys.readouterr().err.count("each batch is divided by what counts in it, as Caffe does") == 1
+
+
+def test_a_loss_of_caffes_that_is_read_is_a_mean_of_means_and_it_is_said(data, tmp_path, capsys, monkeypatch):
+    loss = IGNORING.replace('top: "loss"', 'top: "loss" loss_weight: 1')
+    loss += 'layer { name: "reader" type: "Power" bottom: "loss" top: "read" }'
+    write_run(tmp_path, data, WHOLE, loss)
+    path = str(tmp_path / "net.prototxt")
+    monkeypatch.setattr(ranks, "size", 2)
+    share_divisors(caffe.Net(path, caffe.TRAIN), read_prototxt(path).layer)
+    assert capsys.readouterr().err.count("layer 'loss' (SigmoidCrossEntropyLoss) divides by what is not ignored") == 1
 
 
 def test_a_mean_of_means_is_something_else(one, data, tmp_path, monkeypatch):
