@@ -16,20 +16,21 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from multilabel_softmax_loss.commands.child import join_ranks, run_as_rank
+from multilabel_softmax_loss.commands.history import read_history
+from multilabel_softmax_loss.parallel.ranks import ranks
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "digits"))
 
-import data  # noqa: E402
+import data  # noqa: E402, of the digits example
 from net import digits_net  # noqa: E402
-
-from multilabel_softmax_loss.commands.child import join_ranks, run_as_rank  # noqa: E402
-from multilabel_softmax_loss.commands.history import read_history  # noqa: E402
-from multilabel_softmax_loss.parallel.ranks import ranks  # noqa: E402
 
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
 PATHS = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -111,8 +112,8 @@ def time_sums(arguments):
     for size in SIZES:
         other = np.ones(size, np.float32)
         repeat = 10 if size > 10**6 else 100
-        adding = best(lambda: ranks.sum([("<f4", 0, size)], [], "a sum"), repeat)  # noqa: B023, called at once
-        copying = best(lambda: np.copyto(other, memory[:size]), repeat)  # noqa: B023, called at once
+        adding = best(partial(ranks.sum, [("<f4", 0, size)], [], "a sum"), repeat)
+        copying = best(partial(np.copyto, other, memory[:size]), repeat)
         print(f"| {size:,} | {1e3 * adding:.2f} ms | {1e3 * copying:.2f} ms | {copying / adding:.0%} |", flush=True)
     return 0
 
