@@ -118,9 +118,13 @@ def join_ranks(command: str) -> Optional[Hub]:
         return None
     mask_signals("SIG_BLOCK", SIGNALS)
     hub = Hub(*found, f"{PROGRAM} {command}: error: ")
-    if hub.rank > 0:  # rank 0 says what is to be said
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
+    if hub.rank > 0:
+        leave_words_to_rank_0()
     return hub
+
+
+def leave_words_to_rank_0() -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end of this process
 
 
 def end_before_meeting(command: str, error: str) -> int:
@@ -189,8 +193,8 @@ def child() -> None:
     mask_signals("SIG_UNBLOCK", SIGNALS)
     if place is not None:
         ranks.join(place)
-    if ranks.rank > 0:  # rank 0 says what is to be said
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
+    if ranks.rank > 0:
+        leave_words_to_rank_0()
         warnings.simplefilter("ignore")
         SILENT[0] = True
     end(run_reporting(lambda arguments: getattr(import_module(module), name)(arguments), arguments))
