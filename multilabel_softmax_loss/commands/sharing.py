@@ -9,10 +9,11 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, shortlist
 from ..files import read_lines
 from ..nets.data_layers import batch_size, count_samples, sources
 from ..nets.hdf5_lists import hdf5_files
+from ..nets.heads import PYTHON_LOSSES
 from ..nets.image_index import reads_index
 from ..nets.pairing import parameter_of
 from ..parallel.ranks import ranks
@@ -21,6 +22,7 @@ from .terminal import say, warn
 
 SHARING = ("Data", "HDF5Data")  # layers that leave out other ranks' samples by themselves
 COUNTING = ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "InfogainLoss")  # losses that may ignore labels
+MEANS = ("EuclideanLoss", "HingeLoss", "MultinomialLogisticLoss", "ContrastiveLoss")  # over all samples of a batch
 FREE = ("Input", "DummyData")  # layers without samples
 
 
@@ -45,38 +47,50 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
 
 
 def share_divisors(net: Any, layers: Sequence[Any]) -> None:
-    """Have Caffe's own losses be divided by what the whole iteration counts, as this package's are, where labels are
-    ignored and so each batch counts another number.
+    """Have Caffe's own losses be divided by what the whole iteration counts, as this package's are: where labels are
+    ignored, so that each batch counts another number, and where nothing is divided, so that ranks add up to a sum.
 
-    Caffe multiplies their gradient by the diff of their top, which puts that right; but where another layer reads that
-    top, too, which Caffe splits then, it comes from there.
+    Caffe multiplies their gradient by the diff of their top, which puts that right. But where another layer reads that
+    top, too, Caffe splits it, and the gradient comes from there.
     """
-    places = [place for place, layer in enumerate(net.layers) if layer.type in COUNTING]
-    losses = [layer for layer in layers if layer.type in COUNTING]
-    tops = {place: net._blob_names[net._top_ids(place)[0]] for place in places}
-    split = {net._blob_names[net._bottom_ids(k)[0]] for k, layer in enumerate(net.layers) if layer.type == "Split"}
     weights = net.blob_loss_weights
-    for place, layer in zip(places, losses):
-        if ranks.size > 1 and counts_labels(layer) and tops[place] in split:
-            warn(
-                "train",
-                f"layer {layer.name!r} ({layer.type}) divides by what is not ignored on each rank alone, as another "
-                "layer reads its loss: the mean of those means is not the mean over the whole batch.",
-            )
-    counted = {
-        place: (layer.loss_param.ignore_label, net.blobs[layer.bottom[1]], net.blobs[tops[place]], weights[tops[place]])
-        for place, layer in zip(places, losses)
-        if counts_labels(layer) and weights[tops[place]] and tops[place] not in split
-    }
+    losses = iter([layer for layer in layers if layer.type in COUNTING])
+    counted = {}
+    for place, made in enumerate(net.layers):
+        if made.type in COUNTING:
+            layer, top = next(losses), net._blob_names[net._top_ids(place)[0]]
+            is_sum = layer.loss_param.normalization == layer.loss_param.NONE
+            if weights[top] and (is_sum or counts_labels(layer)):
+                ignored, labels = layer.loss_param.ignore_label, net.blobs[layer.bottom[1]]
+                counted[place] = is_sum, ignored, labels, net.blobs[top], weights[top]
 
     def share(place: int) -> None:
         if place in counted:
-            ignored, labels, top, weight = counted[place]
-            count = float(np.count_nonzero(np.trunc(labels.data) != ignored))
-            top.diff[...] = weight * max(count, 1.0) / (window.share(count, False) or 1.0)
+            is_sum, ignored, labels, top, weight = counted[place]
+            count = 1.0 if is_sum else float(np.count_nonzero(np.trunc(labels.data) != ignored))
+            top.diff[...] = weight * max(count, 1.0) / (window.share(count, is_sum) or 1.0)
 
     if counted:
         net.after_forward(share)
+    if ranks.size > 1:
+        tell_averages(net)
+
+
+def tell_averages(net: Any) -> None:
+    """Say which losses of a net are averaged over the ranks without a look at what each rank's batch counts."""
+    weights = net.blob_loss_weights
+    averaged = []
+    for place, layer in enumerate(net.layers):
+        known = layer.type in (*COUNTING, *MEANS) or type(layer).__name__ in PYTHON_LOSSES
+        ids = net._bottom_ids(place) if layer.type == "Split" else net._top_ids(place)
+        if not known and any(weights[net._blob_names[k]] for k in net._top_ids(place)):
+            averaged.append(net._blob_names[ids[0]])
+    if averaged:
+        warn(
+            "train",
+            f"ranks average {shortlist(averaged)}, which is the loss of all their samples only if it is a mean over "
+            "all samples of a batch. Losses of this package, and Caffe's, need not be where no other layer reads them.",
+        )
 
 
 def counts_labels(layer: Any) -> bool:

@@ -48,6 +48,7 @@ SIGMOID = OURS.replace("MultilabelSoftmaxLossLayer", "MultilabelSigmoidLossLayer
 WEIGHTED = OURS.replace('bottom: "label"', 'bottom: "label" bottom: "weight"')
 NATIVE = 'layer { name: "loss" type: "SigmoidCrossEntropyLoss" bottom: "scores" bottom: "label" top: "loss" }\n'
 IGNORING = NATIVE.replace("}", "loss_param { ignore_label: 0 normalization: VALID } }")
+SUMMED = NATIVE.replace("}", "loss_param { normalization: NONE } }")
 SGD = 'type: "SGD" momentum: 0.9 base_lr: 0.05'
 ADAM = 'type: "Adam" momentum: 0.9 momentum2: 0.999 base_lr: 0.002'
 
@@ -173,6 +174,7 @@ CASES = {
     "NONE": (2, dict(loss=OURS % '{"normalization": "NONE"}', solver=SGD.replace("05", "002"))),
     "two losses": (2, dict(loss=OURS % "" + SECOND)),
     "no losses of ours": (2, dict(loss=NATIVE)),
+    "a sum of Caffe's": (2, dict(loss=SUMMED, solver=SGD.replace("05", "002"))),
     "a loss of Caffe's that ignores": (2, dict(loss=IGNORING + SECOND)),
     "four ranks, LMDB, sigmoid": (4, dict(loss=SIGMOID % '{"normalization": "VALID"}', solver=ADAM, source="lmdb")),
 }
@@ -220,14 +222,30 @@ def test_several_losses_stay_a_mean_of_means_and_it_is_said(data, tmp_path, caps
     assert capsys.readouterr().err.count("each batch is divided by what counts in it, as Caffe does") == 1
 
 
-def test_a_loss_of_caffes_that_is_read_is_a_mean_of_means_and_it_is_said(data, tmp_path, capsys, monkeypatch):
-    loss = IGNORING.replace('top: "loss"', 'top: "loss" loss_weight: 1')
-    loss += 'layer { name: "reader" type: "Power" bottom: "loss" top: "read" }'
+READ = 'layer { name: "reader" type: "Power" bottom: "loss" top: "read" %s }'
+UNWEIGHTED = (OURS % "").replace("loss_weight: 1", "loss_weight: 0")
+SUM = 'layer { name: "sum" type: "Reduction" bottom: "scores" top: "sum" loss_weight: 0.01 }'
+
+
+@pytest.mark.parametrize(
+    "loss, told",
+    [
+        pytest.param(
+            IGNORING.replace('top: "loss"', 'top: "loss" loss_weight: 1') + READ % "", ["loss"], id="Caffe's, read"
+        ),
+        pytest.param(OURS % "" + READ % "", ["loss"], id="ours, read"),
+        pytest.param(UNWEIGHTED + READ % "loss_weight: 1", ["read"], id="ours by another layer"),
+        pytest.param(IGNORING + SUM, ["sum"], id="not known"),
+        pytest.param(IGNORING, [], id="Caffe's"),
+        pytest.param(OURS % "", [], id="ours"),
+    ],
+)
+def test_losses_that_ranks_only_average_are_named(loss, told, data, tmp_path, capsys, monkeypatch):
     write_run(tmp_path, data, WHOLE, loss)
     path = str(tmp_path / "net.prototxt")
     monkeypatch.setattr(ranks, "size", 2)
     share_divisors(caffe.Net(path, caffe.TRAIN), read_prototxt(path).layer)
-    assert capsys.readouterr().err.count("layer 'loss' (SigmoidCrossEntropyLoss) divides by what is not ignored") == 1
+    assert re.findall("ranks average (.*), which", capsys.readouterr().err) == told
 
 
 def test_a_mean_of_means_is_something_else(one, data, tmp_path, monkeypatch):
