@@ -287,6 +287,7 @@ class Training:
         state = "Interrupted" if self.asked() else "Finished"
         say(f"{state} at iteration {iteration}; weights in {self.weights}.")
         if self.interrupted:
+            ranks.agree()  # so that the first one to end does not end the others
             launcher = f"mpiexec -n {ranks.size} " if ranks.size > 1 else ""
             say(f"Go on with: {launcher}{PROGRAM} train {self.solver.file.path} --out {self.folder.path} --resume")
         elif self.best.record is not None:

@@ -348,6 +348,18 @@ def test_resuming_on_as_many_ranks_after_a_kill_is_bit_identical(data, tmp_path)
     assert rows_of(out, "seconds") == rows_of(tmp_path / "whole", "seconds")
 
 
+def test_a_run_that_is_asked_to_end_says_how_to_go_on(data, tmp_path):
+    solver = write_run(tmp_path, data, WHOLE // 2, iterations=1_000_000)
+    process = start_training(2, solver, tmp_path / "run")
+    wait_for(lambda: last(tmp_path / "run", 20).exists(), 60)  # so that rank 0 has curves to draw
+    process.send_signal(signal.SIGTERM)
+    status, output, errors = finish(process)
+    assert (status, errors) == (130, "")
+    told = re.search(r"^Interrupted at iteration (\d+); weights in .*\nGo on with: mpiexec -n 2 ", output, re.M)
+    assert told
+    assert last(tmp_path / "run", told.group(1)).exists()
+
+
 def wait_for_snapshot(folder, process):
     def count():
         return len(list(Path(folder).glob("*.solverstate")))
