@@ -138,7 +138,6 @@ class SeededSolver:
         self.last_layer = len(self.net.layers) - 1
         share_divisors(self.net, file.train.net.layer)
         self.net.after_forward(self.note_losses)
-        self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
         self.shares = ranks.size > 1 or file.param.iter_size > 1
         self.is_late = self.shares and sum(map(bool, self.net.blob_loss_weights.values())) == 1
@@ -186,7 +185,8 @@ class SeededSolver:
         return float(self.caffe_solver.lr)
 
     def share_weights(self) -> None:
-        """Have all ranks begin with the weights of rank 0."""
+        """Have all ranks begin with the weights of rank 0; once each has made its solver."""
+        self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         self.weights.give_out("data", "the weights to begin with")
 
     def check_same_weights(self) -> None:

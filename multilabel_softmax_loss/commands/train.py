@@ -131,6 +131,7 @@ def train(
                 begin_weights(seeded, weights)
                 if unknown:
                     say(unknown)
+        with ranks.together("taking the folder of the run"):  # once the solver of every rank is made
             folder.lock()
             folder.clean()
             folder.take(prepared)

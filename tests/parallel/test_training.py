@@ -422,6 +422,9 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
         other = text.replace("net.prototxt", "gone.prototxt") if rank else text
         (folder / "lacking.prototxt").write_text(other)
         (folder / "differing.prototxt").write_text(text.replace("05", "04") if rank else text)
+        write_run(folder / "weighted", data, 16, OURS % '{"class_weight": "weight.txt"}', test=True)
+        (folder / "weighted.prototxt").write_text(text.replace("net.prototxt", "weighted/net.prototxt"))
+    (tmp_path / "0" / "weight.txt").write_text("1\n" * CLASSES)
     write_run(tmp_path / "large", data, 150)
     write_run(tmp_path / "other", data, WHOLE, test=True)
 
@@ -431,6 +434,7 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
     cases = [
         case("differing.prototxt"),
         case("lacking.prototxt"),
+        case("weighted.prototxt"),
         case(other_version="caffe"),
         case(other_version="multilabel_softmax_loss"),
         case(last={"k": 2}),
@@ -441,6 +445,7 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
     expected = [
         "differing.prototxt: rank 0 has CRC .*, rank 1 CRC .*; expected the same on all ranks",
         "rank 1: gone.prototxt",
+        "rank 1: weighted/net.prototxt: .*weight.txt",
         "caffe: rank 0 has .*, rank 1 0.0; expected the same",
         "multilabel_softmax_loss: rank 0 has .*, rank 1 0.0; expected the same",
         "option k: rank 0 has None, rank 1 2; expected the same",
