@@ -8,7 +8,9 @@ through `say`, once for each text.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
+
+from ..errors import UsageError
 
 UNKNOWN = -1.0
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".jpe", ".jp2", ".ppm", ".pgm")
@@ -18,3 +20,13 @@ Stream = Iterator[Tuple[Optional[str], Dict[Any, float]]]
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
+
+
+def declared(names: Iterable[str], path: str) -> Dict[Any, float]:
+    """The classes that a source names, in their order; a UsageError where two have one name."""
+    classes: Dict[Any, float] = {}
+    for name in names:
+        if name in classes:
+            raise UsageError(f"{path} has two classes of the name {name!r}; expected a name for each.")
+        classes[name] = 0.0
+    return classes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from glob import glob
-from typing import Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
-from ..errors import UsageError
-from .stream import UNKNOWN, Say, Stream, is_image
+from ..errors import UsageError, shortlist
+from .stream import UNKNOWN, Say, Stream, declared, is_image
 from .text import glob_escape, number_of, table
 
 OPEN_IMAGES = ("ImageID", "LabelName", "Confidence")
@@ -18,13 +18,14 @@ TAG_NAMES = "tags tag labels label finding_labels classes class categories categ
 
 
 class Columns(NamedTuple):
-    """The columns of a CSV by what they hold: the image, tags (by its name), numbers from -1 to 1, text."""
+    """The columns of a CSV by what 2,000 rows hold: image, tags (by its name), numbers from -1 to 1, text, nothing."""
 
     header: List[str]
     image: Optional[int]
     tags: Optional[int]
     numbers: List[int]
     texts: List[int]
+    empty: List[int]
 
 
 def columns_of(path: str) -> Optional[Columns]:
@@ -41,7 +42,8 @@ def columns_of(path: str) -> Optional[Columns]:
     numbers = [k for k in others if any(cells[k]) and all(in_range(cell) for cell in cells[k])]
     texts = [k for k in others if any(cells[k]) and all(number_of(cell) is None for cell in cells[k] if cell)]
     tags = next((plain.index(name) for name in TAG_NAMES.split() if name in plain and plain.index(name) != image), None)
-    return Columns(header, image, tags, numbers, texts)
+    empty = [k for k in others if not any(cells[k])]
+    return Columns(header, image, tags, numbers, texts, empty)
 
 
 def in_range(cell: str) -> bool:
@@ -73,46 +75,64 @@ def read_csv_tags(path: str, say: Say) -> Stream:
     columns, place = columns_of(path), tag_column(path)
     if columns is None or columns.image is None or place is None:
         raise UsageError(f"{path} has no columns of images and of tags; expected a header such as image,tags.")
-    image = columns.image
     separator = next((mark for mark in "|;," if any(mark in row[place] for row in body(path, columns))), None)
     if separator is None and any(row[place].strip().lower() == NO_LABEL for row in body(path, columns)):
         separator = "|"
     mark = "blanks" if separator is None else repr(separator)
     say(f"The tags of an image are in column {columns.header[place]!r}, separated by {mark}.")
-    for row in body(path, columns):
+    for row in body(path, columns, place):
         tags = [tag.strip() for tag in row[place].split(separator)]
         if NO_LABEL in (tag.lower() for tag in tags):
             say('"No Finding" is no label: an image of that tag alone has none.')
-        yield row[image], {tag: 1.0 for tag in tags if tag and tag.lower() != NO_LABEL}
+        yield row[columns.image].strip(), {tag: 1.0 for tag in tags if tag and tag.lower() != NO_LABEL}
 
 
-def body(path: str, columns: Columns) -> Iterator[List[str]]:
-    """The rows below the header, each as wide as it."""
+def body(path: str, columns: Columns, *used: int) -> Iterator[List[str]]:
+    """The rows below the header, each as wide as it; the image and the cells `used` are of one line."""
     rows = table(path)
     next(rows)
+    if columns.image is not None and is_image(columns.header[columns.image]):
+        first = columns.header[columns.image]
+        raise UsageError(f"{path} has the image {first!r} in its first row; expected names of columns there.")
+    checked = [k for k in (columns.image, *used) if k is not None]
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns.header):
             raise UsageError(
                 f"{path}, row {number}, has {len(row)} cells; expected {len(columns.header)}, as the header."
             )
+        for k in checked:
+            if "\n" in row[k] or "\r" in row[k]:
+                text = row[k][:60]
+                raise UsageError(f"{path}, row {number}, has {text!r}, of several lines; is a quote not closed?")
         yield row
+
+
+def late_numbers(path: str, columns: Columns) -> List[int]:
+    """The columns that begin empty and have numbers from -1 to 1 further down, such as those of a rare class."""
+    told: Dict[int, bool] = {}
+    for row in body(path, columns) if columns.empty else ():
+        for k in columns.empty:
+            if row[k].strip():
+                told[k] = told.get(k, True) and in_range(row[k].strip())
+    return [k for k, numbers in told.items() if numbers]
 
 
 def read_csv_columns(path: str, say: Say) -> Stream:
     columns, numbers = columns_of(path), number_columns(path)
     if columns is None or columns.image is None or not numbers:
         raise UsageError(f"{path} has no columns of images and of 0 and 1; expected a header such as image,cat,dog.")
+    numbers = sorted([*numbers, *late_numbers(path, columns)])
     used = {k: columns.header[k] for k in numbers if columns.header[k].lower() != NO_LABEL}
     if len(used) < len(numbers):
         say('"No Finding" is no label: its column is left out.')
     left = [name for k, name in enumerate(columns.header) if k not in numbers and k != columns.image]
     if left:
-        say(f"Columns that hold no 0 and 1 are left out: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}.")
+        say(f"Columns that are empty, or hold other things than 1, 0 and -1, are left out: {shortlist(left, 8)}.")
     signs = {row[k].strip() for row in body(path, columns) for k in used if row[k].strip()[:1] in ("-", "0")}
     minus = UNKNOWN if any(number_of(sign) == 0 for sign in signs) else 0.0
     if any(sign[0] == "-" for sign in signs):
         say(f"-1 is taken for {'unknown' if minus else 'no'}, as there are {'zeros' if minus else 'no zeros'}.")
-    yield None, dict.fromkeys(used.values(), 0.0)
+    yield None, declared(used.values(), path)
     for number, row in enumerate(body(path, columns), 2):
         values = {}
         for k, name in used.items():
@@ -122,7 +142,7 @@ def read_csv_columns(path: str, say: Say) -> Stream:
                 if value is None or not (value == -1 or 0 <= value <= 1):
                     raise UsageError(f"{path}, row {number}, has {cell!r} for {name!r}; expected 1, 0, -1 or nothing.")
                 values[name] = minus if value == -1 else value
-        yield row[columns.image], values
+        yield row[columns.image].strip(), values
 
 
 def read_open_images(path: str, say: Say) -> Stream:

@@ -54,9 +54,11 @@ def table(path: str) -> Iterator[List[str]]:
     first = (head(path, 1) or [""])[0]
     separator = max(",;\t", key=first.count)
     with reading(path) as file:
-        for row in csv.reader(file, delimiter=separator):
-            if any(row):
-                yield row
+        rows = csv.reader(file, delimiter=separator, strict=True)  # a quote that is not closed would swallow rows
+        try:
+            yield from filter(any, rows)
+        except csv.Error as error:
+            raise csv.Error(f"line {rows.line_num}: {error}") from error
 
 
 def glob_escape(path: str) -> str:

@@ -104,6 +104,20 @@ def test_lists_of_indices_and_of_values_are_told_apart(rows, indices, values, tm
 FAULTS = {
     "a row too short": ("a.csv", "image,tags\na.jpg,x\nb.jpg\n", "row 3, has 1 cells; expected 2"),
     "no value": ("a.csv", "image,cat\n" + "a.jpg,1\n" * 2000 + "b.jpg,2\n", "row 2002, has '2' for 'cat'"),
+    "no header": (
+        "a.csv",
+        "a.jpg,cat dog\nb.jpg,dog\n",
+        "has the image 'a.jpg' in its first row; expected names of columns",
+    ),
+    "no header, a column per class": ("a.csv", "a.jpg,0,1\nb.jpg,1,0\n", "has the image 'a.jpg' in its first row"),
+    "a quote not closed": ("a.csv", 'image,cat,note\na.jpg,1,"x\nb.jpg,0,y\n', "line 3: unexpected end of data"),
+    "a quote closed too late": (
+        "a.csv",
+        'image,tags\na.jpg,"x\nb.jpg,y"\n',
+        r"row 2, has 'x\\nb.jpg,y', of several lines",
+    ),
+    "an image in quotes over two rows": ("a.csv", 'image,cat\n"a.jpg,1\nb.jpg",0\n', "of several lines", "csv-columns"),
+    "two columns of one name": ("a.csv", "image,cat,cat\na.jpg,1,0\n", "two classes of the name 'cat'"),
     "an attribute missing": ("a.txt", "2\nBald Young\n1.jpg 1 -1\n2.jpg 1\n", "has the row '2.jpg 1'"),
     "no attributes": ("list_attr_celeba.txt", "2\n", "has 1 lines; expected the number of images", "celeba"),
     "no class index": ("a.txt", "a.jpg 3\nb.jpg 99999999999\n", "has the row 'b.jpg 99999999999'"),
@@ -125,6 +139,16 @@ def test_a_faulty_source_is_a_sentence(fault, tmp_path):
     name, text, message, *given = fault
     with pytest.raises(UsageError, match=message):
         gather([sources.write_text(tmp_path / name, text)], given=given[0] if given else None)
+
+
+def test_a_class_whose_first_image_comes_late_is_a_class(tmp_path):
+    rows = "".join(f"{k}.jpg,1,,,\n" for k in range(2100))
+    source = sources.write_text(tmp_path / "a.csv", f"image,cat,dog,note,never\n{rows} z.jpg ,,1,old,\n")
+    found = gather([source])
+    assert found.labels.classes == ["cat", "dog"]
+    assert found.labels.dense(2100).tolist() == [0, 1]
+    assert os.path.basename(found.labels.paths[2100]) == "z.jpg"
+    assert any(note.endswith("are left out: note, never.") for note in found.notes)
 
 
 def test_images_told_twice_are_merged_and_contradictions_are_unknown(tmp_path):
