@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..errors import UsageError
 from ..files import open_file, search_hint
-from .stream import UNKNOWN, Say, Stream, is_image
+from .stream import UNKNOWN, Say, Stream, declared, is_image
 from .tables import (
     columns_of,
     is_open_images,
@@ -83,13 +83,16 @@ def read_voc_xml(path: str, say: Say) -> Stream:
 
 
 def json_keys(path: str) -> List[str]:
-    """Names in the first and the last 64 kB of a JSON file."""
+    """Names in 64 kB each of a JSON file's start, middle and end."""
     if not path.lower().endswith(".json") or os.path.isdir(path):
         return []
+    text = ""
     with open_file(path, "rb") as file:
-        start = file.read(1 << 16)
-        file.seek(max(os.path.getsize(path) - (1 << 16), 0))
-        return re.findall(r'"(\w+)"\s*:', (start + file.read()).decode("utf-8", "replace"))
+        rest = max(os.path.getsize(path) - (1 << 16), 0)
+        for place in sorted({0, rest // 2, rest}):
+            file.seek(place)
+            text += file.read(1 << 16).decode("utf-8", "replace")
+    return re.findall(r'"(\w+)"\s*:', text)
 
 
 def field(item: Any, name: str, path: str) -> Any:
@@ -98,22 +101,37 @@ def field(item: Any, name: str, path: str) -> Any:
     return item[name]
 
 
+def word(item: Any, name: str, path: str) -> Any:
+    """A field that names something: text, or a number."""
+    value = field(item, name, path)
+    if not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise UsageError(f"{path} has {str(item)[:60]!r}, whose {name!r} is {value!r}; expected a name or a number.")
+    return value.strip() if isinstance(value, str) else value
+
+
+def numbered(found: Dict[Any, str], item: Any, name: str, path: str) -> None:
+    """Put the `name` of an item that has an "id" among those found."""
+    number, value = word(item, "id", path), str(word(item, name, path))
+    if found.setdefault(number, value) != value:
+        raise UsageError(
+            f"{path} has the id {number!r} twice, of {found[number]!r} and {value!r}; expected one of each."
+        )
+
+
 def read_coco(path: str, say: Say) -> Stream:
     names: Dict[Any, str] = {}
     images: Dict[Any, str] = {}
     for key, item in json_elements(path):
         if key == "categories":
-            names[field(item, "id", path)] = str(field(item, "name", path))
+            numbered(names, item, "name", path)
         elif key == "images":
-            images[field(item, "id", path)] = field(item, "file_name", path)
-    if len(set(names.values())) < len(names):
-        raise UsageError(f"{path} has two categories of one name; expected a name for each.")
-    yield None, {names[number]: 0.0 for number in sorted(names)}
+            numbered(images, item, "file_name", path)
+    yield None, declared([names[number] for number in sorted(names, key=lambda id: (isinstance(id, str), id))], path)
     for name in images.values():  # those without objects too
         yield name, {}
     for key, item in json_elements(path):
         if key == "annotations":
-            image, category = field(item, "image_id", path), field(item, "category_id", path)
+            image, category = word(item, "image_id", path), word(item, "category_id", path)
             if image not in images or category not in names:
                 what = f"image_id {image}" if image not in images else f"category_id {category}"
                 raise UsageError(f"{path} has an annotation of {what}, which is not listed.")
@@ -123,11 +141,12 @@ def read_coco(path: str, say: Say) -> Stream:
 def read_imaterialist(path: str, say: Say) -> Stream:
     for key, item in json_elements(path):
         if key == "images":
-            yield str(field(item, "imageId", path)), {}
+            yield str(word(item, "imageId", path)), {}
         elif key == "annotations":
             labels = field(item, "labelId", path)
             labels = labels if isinstance(labels, list) else [labels]
-            yield str(field(item, "imageId", path)), {str(label): 1.0 for label in labels}
+            labels = [word({**item, "labelId": label}, "labelId", path) for label in labels]
+            yield str(word(item, "imageId", path)), {str(label): 1.0 for label in labels}
 
 
 # Text files
@@ -279,7 +298,7 @@ FORMATS: Dict[str, Format] = {
     ),
     "coco": Format(
         "COCO instances",
-        lambda path: {"images", "annotations", "file_name", "category_id"} <= set(json_keys(path)),
+        lambda path: {"image_id", "category_id"} <= set(json_keys(path)),
         read_coco,
         ("images", "../images", "..", "../train2017", "../val2017", "../train2014", "../val2014"),
     ),

@@ -95,6 +95,8 @@ def json_elements(path: str) -> Iterator[Tuple[str, Any]]:
                 yield key, scan.value()
             if scan.peek() != "}":
                 scan.expect(",")
+        scan.expect("}")
+        scan.end()
 
 
 class JsonScanner:
@@ -126,6 +128,13 @@ class JsonScanner:
             found = self.buffer[self.place : self.place + 20]
             raise UsageError(f"{self.path} is no JSON object of lists: it has {found!r} where {mark!r} was expected.")
         self.place += 1
+
+    def end(self) -> None:
+        while not self.buffer[self.place :].strip():
+            self.place = len(self.buffer)
+            if not self.more():
+                return
+        raise UsageError(f"{self.path} is no JSON object of lists: more follows where it ends.")
 
     def value(self) -> Any:
         self.peek()

@@ -101,6 +101,16 @@ def test_lists_of_indices_and_of_values_are_told_apart(rows, indices, values, tm
     assert list_kinds(sources.write_text(tmp_path / "l.txt", "\n".join(rows))) == (indices, values)
 
 
+IMATERIALIST = '{"images": [], "annotations": [{"imageId": "1", "labelId": ["7"]}]}'
+
+
+def coco_text(**lists):
+    """COCO instances with one object, in place of these lists of it."""
+    images, categories = [{"id": 1, "file_name": "a.jpg"}], [{"id": 5, "name": "cat"}]
+    objects = [{"image_id": 1, "category_id": 5}]
+    return json.dumps({"images": images, "annotations": objects, "categories": categories, **lists})
+
+
 FAULTS = {
     "a row too short": ("a.csv", "image,tags\na.jpg,x\nb.jpg\n", "row 3, has 1 cells; expected 2"),
     "no value": ("a.csv", "image,cat\n" + "a.jpg,1\n" * 2000 + "b.jpg,2\n", "row 2002, has '2' for 'cat'"),
@@ -125,6 +135,28 @@ FAULTS = {
     "no columns of Open Images": ("a.csv", "a,b\n", "no columns ImageID, LabelName", "open-images"),
     "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
     "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
+    "two JSON files in one": ("a.json", IMATERIALIST * 2, "more follows where it ends"),
+    "a label that is nothing": (
+        "a.json",
+        IMATERIALIST.replace('"7"', "null"),
+        "'labelId' is None; expected a name or a",
+    ),
+    "a name that is a list": ("a.json", coco_text(categories=[{"id": 1, "name": ["x"]}]), "whose 'name' is .'x'."),
+    "an id of two images": (
+        "a.json",
+        coco_text(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]),
+        "the id 1 twice, of 'a.jpg' and 'b.jpg'",
+    ),
+    "an id of two categories": (
+        "a.json",
+        coco_text(categories=[{"id": 5, "name": "cat"}, {"id": 5, "name": "dog"}]),
+        "the id 5 twice, of 'cat' and 'dog'",
+    ),
+    "two categories of one name": (
+        "a.json",
+        coco_text(categories=[{"id": 5, "name": "cat"}, {"id": 6, "name": "cat "}]),
+        "two classes of the name 'cat'",
+    ),
     "an image that is not listed": (
         "a.json",
         '{"categories": [], "images": [{"id": 1, "file_name": "a"}],'
@@ -204,6 +236,17 @@ def test_many_rows_take_little_memory(tmp_path):
     images, labels, megabytes = map(int, printed.split())
     assert (images, labels) == (100_000, 200_000)
     assert megabytes < 100
+
+
+def test_a_large_file_of_coco_is_recognised(tmp_path):
+    """Where neither its first nor its last 64 kB has all of its keys."""
+    images = [{"file_name": f"{k:012d}.jpg", "id": k} for k in range(3000)]
+    objects = [{"image_id": k, "category_id": 5} for k in range(3000)]
+    categories = [{"name": f"class {k}", "def": "of many words " * 9, "id": k} for k in range(1000)]
+    text = coco_text(images=images, annotations=objects, categories=categories)
+    found = gather([sources.write_text(tmp_path / "a.json", text)])
+    assert (len(found.labels.paths), len(found.labels.classes)) == (3000, 1000)
+    assert (found.labels.columns == 5).all()
 
 
 def test_json_of_any_size_is_read_in_parts(tmp_path, monkeypatch):
