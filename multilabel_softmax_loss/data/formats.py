@@ -7,10 +7,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 from glob import glob
 from itertools import islice
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import UsageError
-from ..files import open_file, search_hint
+from ..errors import UsageError, shortlist
+from ..files import search_hint
+from .json_lists import json_keys, read_coco, read_imaterialist
 from .stream import UNKNOWN, Say, Stream, declared, is_image
 from .tables import (
     columns_of,
@@ -21,7 +22,7 @@ from .tables import (
     read_open_images,
     tag_column,
 )
-from .text import glob_escape, head, json_elements, lines, reading
+from .text import glob_escape, head, lines, reading
 
 # PASCAL VOC
 
@@ -49,13 +50,21 @@ def read_voc_main(path: str, say: Say) -> Stream:
     sets = voc_sets(path)
     yield None, dict.fromkeys(sets, 0.0)
     say("0 in ImageSets/Main (only difficult objects) is taken for unknown.")
+    counts = {}
     for name, files in sets.items():
+        listed = set()
         for file in files:
             for line in lines(file):
                 words = line.split()
                 if len(words) != 2 or words[1] not in meaning:
                     raise UsageError(f"{file} has the line {line!r}; expected an image and -1, 0 or 1.")
+                listed.add(words[0])
                 yield words[0], {name: meaning[words[1]]}
+        counts[name] = len(listed)
+    most = max(counts.values(), default=0)
+    short = [f"{name} {count:,}" for name, count in counts.items() if count < most]
+    if short:
+        say(f"Classes that list fewer than {most:,} images are absent (--absent) in the others: {shortlist(short)}.")
 
 
 def voc_annotations(path: str) -> List[str]:
@@ -64,6 +73,7 @@ def voc_annotations(path: str) -> List[str]:
 
 def read_voc_xml(path: str, say: Say) -> Stream:
     say("A class whose objects are all difficult is taken for unknown.")
+    told: Dict[str, str] = {}
     for file in voc_annotations(path):
         try:
             root = ElementTree.parse(file).getroot()
@@ -76,77 +86,10 @@ def read_voc_xml(path: str, say: Say) -> Stream:
                 raise UsageError(f"{file} has an object without a name.")
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             values[name] = max(values.get(name, UNKNOWN), UNKNOWN if difficult else 1.0)
-        yield (root.findtext("filename") or os.path.basename(file)[:-4]).strip(), values
-
-
-# JSON
-
-
-def json_keys(path: str) -> List[str]:
-    """Names in 64 kB each of a JSON file's start, middle and end."""
-    if not path.lower().endswith(".json") or os.path.isdir(path):
-        return []
-    text = ""
-    with open_file(path, "rb") as file:
-        rest = max(os.path.getsize(path) - (1 << 16), 0)
-        for place in sorted({0, rest // 2, rest}):
-            file.seek(place)
-            text += file.read(1 << 16).decode("utf-8", "replace")
-    return re.findall(r'"(\w+)"\s*:', text)
-
-
-def field(item: Any, name: str, path: str) -> Any:
-    if not isinstance(item, dict) or name not in item:
-        raise UsageError(f"{path} has {str(item)[:60]!r}, which has no {name!r}.")
-    return item[name]
-
-
-def word(item: Any, name: str, path: str) -> Any:
-    """A field that names something: text, or a number."""
-    value = field(item, name, path)
-    if not isinstance(value, (str, int, float)) or not str(value).strip():
-        raise UsageError(f"{path} has {str(item)[:60]!r}, whose {name!r} is {value!r}; expected a name or a number.")
-    return value.strip() if isinstance(value, str) else value
-
-
-def numbered(found: Dict[Any, str], item: Any, name: str, path: str) -> None:
-    """Put the `name` of an item that has an "id" among those found."""
-    number, value = word(item, "id", path), str(word(item, name, path))
-    if found.setdefault(number, value) != value:
-        raise UsageError(
-            f"{path} has the id {number!r} twice, of {found[number]!r} and {value!r}; expected one of each."
-        )
-
-
-def read_coco(path: str, say: Say) -> Stream:
-    names: Dict[Any, str] = {}
-    images: Dict[Any, str] = {}
-    for key, item in json_elements(path):
-        if key == "categories":
-            numbered(names, item, "name", path)
-        elif key == "images":
-            numbered(images, item, "file_name", path)
-    yield None, declared([names[number] for number in sorted(names, key=lambda id: (isinstance(id, str), id))], path)
-    for name in images.values():  # those without objects too
-        yield name, {}
-    for key, item in json_elements(path):
-        if key == "annotations":
-            image, category = word(item, "image_id", path), word(item, "category_id", path)
-            if image not in images or category not in names:
-                what = f"image_id {image}" if image not in images else f"category_id {category}"
-                raise UsageError(f"{path} has an annotation of {what}, which is not listed.")
-            yield images[image], {names[category]: 1.0}
-
-
-def read_imaterialist(path: str, say: Say) -> Stream:
-    for key, item in json_elements(path):
-        if key == "images":
-            yield str(word(item, "imageId", path)), {}
-        elif key == "annotations":
-            labels = field(item, "labelId", path)
-            labels = labels if isinstance(labels, list) else [labels]
-            labels = [word({**item, "labelId": label}, "labelId", path) for label in labels]
-            yield str(word(item, "imageId", path)), {str(label): 1.0 for label in labels}
+        image = (root.findtext("filename") or "").strip() or os.path.basename(file)[:-4]
+        if told.setdefault(image, file) != file:
+            raise UsageError(f"{told[image]} and {file} both name the image {image!r}; expected one file for each.")
+        yield image, values
 
 
 # Text files
@@ -165,12 +108,16 @@ def read_celeba(path: str, say: Say) -> Stream:
     if len(start) < 2:
         raise UsageError(f"{path} has {len(start)} lines; expected the number of images, then the names of attributes.")
     names = start[1].split()
-    yield None, dict.fromkeys(names, 0.0)
+    yield None, declared(names, path)
+    count = 0
     for row in rows:
+        count += 1
         image, *words = row.rsplit(None, len(names))
         if len(words) != len(names) or not set(words) <= {"-1", "1"}:
             raise UsageError(f"{path} has the row {row[:60]!r}; expected an image and {len(names)} times -1 or 1.")
         yield image.strip(), {name: float(word == "1") for name, word in zip(names, words)}
+    if start[0].strip() != str(count):
+        say(f"The first line tells of {start[0].strip()} images; {count} follow.")
 
 
 def nus_wide_files(path: str) -> Tuple[str, List[str]]:
@@ -259,15 +206,26 @@ def class_folders(path: str) -> List[str]:
     return [name for name in folders if any(map(is_image, os.listdir(os.path.join(path, name)))) and name[0] != "."]
 
 
+def files_left_out(path: str, names: Sequence[str]) -> Iterator[str]:
+    """What lies below `path` and is no image right in the folder of a class."""
+    homes = {os.path.join(path, name) for name in names}
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(files):
+            if name[0] != "." and not (folder in homes and is_image(name)):
+                yield os.path.join(folder, name)
+
+
 def read_folders(path: str, say: Say) -> Stream:
     names = class_folders(path)
     yield None, dict.fromkeys(names, 0.0)
+    left = list(files_left_out(path, names))
+    if left:
+        say(f"{len(left):,} files are no images right in the folder of a class and are left out: {shortlist(left)}.")
     linked: Dict[Tuple[int, int], str] = {}
     for name in names:
         for image in filter(is_image, sorted(os.listdir(os.path.join(path, name)))):
-            file = os.path.realpath(
-                os.path.join(path, name, image)
-            )  # a link in another class' folder is the same image
+            file = os.path.realpath(os.path.join(path, name, image))  # a link to another class's image is that image
             if os.path.exists(file) and os.stat(file).st_nlink > 1:
                 status = os.stat(file)
                 file = linked.setdefault((status.st_dev, status.st_ino), file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from glob import glob
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
@@ -150,8 +151,10 @@ def read_open_images(path: str, say: Say) -> Stream:
     if columns is None or not is_open_images(columns):
         raise UsageError(f"{path} has no columns {', '.join(OPEN_IMAGES)}; expected a CSV of verified labels.")
     image, label, confidence = (columns.header.index(name) for name in OPEN_IMAGES)
-    descriptions = glob(os.path.join(glob_escape(os.path.dirname(path) or "."), "*class-descriptions*.csv"))
-    names = {row[0]: row[1] for row in table(descriptions[0]) if len(row) > 1} if descriptions else {}
+    descriptions = sorted(glob(os.path.join(glob_escape(os.path.dirname(path) or "."), "*class-descriptions*.csv")))
+    names = {row[0]: row[1].strip() for file in descriptions for row in table(file) if len(row) > 1}
+    uses = Counter(names.values())
+    names = {code: name if uses[name] == 1 else f"{name} ({code})" for code, name in names.items()}
     say("Verified labels are yes or no (Confidence 1 and 0); all else is unknown.")
     for row in body(path, columns):
         value = number_of(row[confidence])

@@ -135,6 +135,7 @@ FAULTS = {
     "no columns of Open Images": ("a.csv", "a,b\n", "no columns ImageID, LabelName", "open-images"),
     "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
     "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
+    "an attribute twice": ("a.txt", "1\nBald Bald\n1.jpg 1 -1\n", "two classes of the name 'Bald'"),
     "two JSON files in one": ("a.json", IMATERIALIST * 2, "more follows where it ends"),
     "a label that is nothing": (
         "a.json",
@@ -171,6 +172,40 @@ def test_a_faulty_source_is_a_sentence(fault, tmp_path):
     name, text, message, *given = fault
     with pytest.raises(UsageError, match=message):
         gather([sources.write_text(tmp_path / name, text)], given=given[0] if given else None)
+
+
+def test_two_annotations_of_one_image_are_a_sentence(tmp_path):
+    folder = sources.voc_xml(tmp_path)
+    text = (folder / "Annotations" / "c.xml").read_text()
+    sources.write_text(folder / "Annotations" / "copy.xml", text)
+    with pytest.raises(UsageError, match=r"c.xml and \S*copy.xml both name the image 'c.jpg'"):
+        gather([str(folder)])
+
+
+def test_what_a_source_may_lack_is_said(tmp_path):
+    def notes(source):
+        return "\n".join(gather([str(source)]).notes)
+
+    celeba = sources.write_text(tmp_path / "a.txt", "3\nBald Young\n1.jpg 1 -1\n2.jpg 1 1\n")
+    assert "The first line tells of 3 images; 2 follow." in notes(celeba)
+    voc = sources.voc_main(tmp_path / "voc")
+    assert "fewer" not in notes(voc)
+    sources.write_text(voc / "ImageSets" / "Main" / "cat_trainval.txt", "2008_1 1\n2008_2 -1\n")
+    assert "fewer than 3 images are absent (--absent) in the others: cat 2." in notes(voc)
+    folders = sources.folders(tmp_path / "folders")
+    assert notes(folders) == ""
+    sources.write_images(folders, ["cats/old/x.jpg", "y.jpg", ".trash/z.jpg"])
+    sources.write_text(folders / "cats" / "a.heic", "")
+    note = notes(folders)
+    assert note.startswith("3 files are no images right in")
+    assert all(name in note for name in (os.path.join("old", "x.jpg"), "y.jpg", "a.heic"))
+
+
+def test_classes_of_open_images_that_share_a_name_are_told_apart(tmp_path):
+    source = sources.open_images(tmp_path)
+    sources.write_text(tmp_path / "class-descriptions-boxable.csv", "/m/01,Seal\n/m/02,Seal\n")
+    (tmp_path / "oidv7-class-descriptions.csv").unlink()
+    assert gather([source]).labels.classes == ["Seal (/m/01)", "Seal (/m/02)"]
 
 
 def test_a_class_whose_first_image_comes_late_is_a_class(tmp_path):
