@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..errors import UsageError, shortlist
 from ..files import read_lines
 from .formats import FORMATS, recognize
 from .stream import SUFFIXES, UNKNOWN, is_image
+from .text import reading
 
 
 class Labels(NamedTuple):
@@ -79,27 +80,44 @@ class Found(NamedTuple):
 
 
 class ImageFinder:
-    """Finds the file of an image as annotations name it: as given, with a suffix added, or by its name alone."""
+    """Finds the file of an image as annotations name it: as given, with a suffix added, without its first folders, or,
+    where it has no folder, by its name alone."""
 
     def __init__(self, roots: Sequence[str], searched: str):
         self.searched = searched
         self.roots = [root for root in dict.fromkeys(map(os.path.normpath, roots)) if os.path.isdir(root)]
         self.suffix = ""
         self.names: Optional[Dict[str, Optional[str]]] = None
+        self.shortened: Dict[str, str] = {}  # what was found without its first folders
 
     def find(self, name: str) -> str:
         """The path; that in the first root where there is none."""
-        for suffix in ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES)):
-            for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
+        suffixes = ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES))
+        parts = plain(name).split("/")
+        ends = ["/".join(parts[k:]) for k in range(1, len(parts))]
+        for spelled in dict.fromkeys((name, plain(name), *filter(None, ends))):
+            for suffix in suffixes:
                 for k, root in enumerate(self.roots):
                     path = os.path.join(root, spelled + suffix)
                     if os.path.isfile(path):
+                        path = os.path.normpath(path)
                         self.suffix = suffix
                         if k:
                             self.roots.insert(0, self.roots.pop(k))  # the next one is likely there too
-                        return os.path.normpath(path)
-        found = self.by_name(os.path.basename(name.replace("\\", "/")))
+                        if spelled in ends:
+                            self.shortened[path] = plain(name)
+                        return path
+        found = None if ends else self.by_name(name)
+        if found and not is_image(name) and not found.endswith(self.suffix):
+            found = None  # such as a mask
         return found or os.path.normpath(os.path.join(self.roots[0] if self.roots else "", name))
+
+    def check(self, names: Mapping[str, str]) -> None:
+        """Raise a UsageError where two of {name: path} are one file only because their folders are not there."""
+        for name, path in names.items() if self.shortened else ():
+            other = self.shortened.get(path, plain(name))
+            if other != plain(name):
+                raise UsageError(f"{path} would be both {name} and {other}; expected a file for each. See --images.")
 
     def by_name(self, name: str) -> Optional[str]:
         """The only image of this name, with or without its suffix, anywhere below the folder searched."""
@@ -117,6 +135,10 @@ class ImageFinder:
             yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(names) if is_image(name))
 
 
+def plain(name: str) -> str:
+    return os.path.normpath(name.replace("\\", "/"))
+
+
 class Gathering:
     """Collects streams: rows by image, columns by class, and each value as a triple of numbers."""
 
@@ -131,6 +153,7 @@ class Gathering:
         self.row, self.column, self.value = array("i"), array("i"), array("f")
         self.notes = notes
         self.clashes: List[str] = []
+        self.declared: List[Tuple[str, Set[Any]]] = []  # the classes that sources tell of before their images
 
     def say(self, text: str) -> None:
         if text not in self.notes:
@@ -146,11 +169,14 @@ class Gathering:
             if self.given is not None:
                 self.left_out[name] += 1
                 return None
+            check_name(name)
             column = self.columns[name] = len(self.columns)
         return column
 
-    def read(self, source: str, given: Optional[str], images: Optional[str], absent: Optional[float]) -> str:
-        """Add one source; returns its format."""
+    def read(
+        self, source: str, given: Optional[str], images: Optional[str], absent: Optional[float]
+    ) -> Tuple[str, set]:
+        """Add one source; returns its format, and the rows of its images."""
         name = recognize(source, given)
         form = FORMATS[name]
         home = source if os.path.isdir(source) else os.path.dirname(source) or "."
@@ -162,6 +188,7 @@ class Gathering:
         for image, values in form.read(source, self.say):
             if image is None:
                 self.ordered |= self.given is None
+                self.declared.append((source, set(values)))
                 for key in values:
                     self.column_of(key)
                 continue
@@ -180,11 +207,12 @@ class Gathering:
                     self.row.append(row)
                     self.column.append(column)
                     self.value.append(value)
+        finder.check({image: self.paths[row] for image, row in names.items()} if finder.shortened else {})
         if images:
             unused = [path for path in finder.below() if path not in found]
             if unused:
                 self.say(f"{len(unused):,} images in {images} have no row and are left out: {shortlist(unused)}.")
-        return name
+        return name, set(names.values())
 
     def labels(self, absent: float, complete: bool) -> Labels:
         """Everything told, each (image, class) once; values that contradict each other become unknown."""
@@ -217,6 +245,13 @@ class Gathering:
         return Labels(self.paths, names, start, columns[order].astype(np.int32), values[order], absent)
 
 
+def check_name(name: Any) -> None:
+    """Raise a UsageError for the name of a class that cannot stand in a line of classes.txt."""
+    text = str(name)
+    if not text.strip() or any(mark in text for mark in "\r\n\0") or text != text.encode("utf-8", "replace").decode():
+        raise UsageError(f"a class has the name {text!r}; expected a line of text.")
+
+
 def natural(text: str) -> List[Any]:
     """A key that sorts numbers in names by their value."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
@@ -246,17 +281,25 @@ def gather(
     """
     if images is not None and not os.path.isdir(images):
         raise UsageError(f"--images {images} is no folder.")
-    names = read_lines(classes, "--classes") if classes else None
-    if names is not None and len(set(names)) < len(names):
-        raise UsageError(f"{classes} names a class twice: {Counter(names).most_common(1)[0][0]!r}.")
+    names = class_names(classes) if classes else None
     notes: List[str] = []
     gathering = Gathering(names, notes)
-    formats = [gathering.read(source, given, images, absent) for source in sources]
-    known, images_before = len(gathering.columns), len(gathering.paths)
-    formats += [gathering.read(source, given, images, absent) for source in val]
-    if val and len(gathering.columns) > known:
-        extra = [str(name) for name in gathering.columns][known:]
+    formats = [gathering.read(source, given, images, absent)[0] for source in sources]
+    known, images_before = set(gathering.columns), len(gathering.paths)
+    indices = max([name for name in known if isinstance(name, int)], default=-1)
+    both: Set[int] = set()
+    for source in val:
+        form, rows = gathering.read(source, given, images, absent)
+        formats.append(form)
+        both |= {row for row in rows if row < images_before}
+    # An index below the greatest is a class, whether or not an image has it.
+    extra = [
+        str(name) for name in gathering.columns if name not in known and not (isinstance(name, int) and name < indices)
+    ]
+    if val and extra:
         raise UsageError(f"--val has classes that the source has not: {shortlist(extra)}. Name all with --classes.")
+    if len(set(map(type, gathering.columns))) > 1:
+        raise UsageError("some sources number their classes and others name them; say with --classes what is what.")
     defaults = {FORMATS[name].absent for name in formats}
     if absent is None and len(defaults) > 1:
         raise UsageError("the sources differ in what an absent class means; say it with --absent.")
@@ -265,6 +308,25 @@ def gather(
     )
     if not labels.paths or not labels.classes:
         raise UsageError(f"{sources[0]} holds no {'classes' if labels.paths else 'images'}.")
+    notes += remarks(gathering, labels, both, classes)
+    from_val = np.zeros(len(labels.paths), bool)
+    from_val[images_before:] = True
+    return Found(labels, from_val, formats, notes)
+
+
+def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optional[str]) -> List[str]:
+    """What is to be said of sources taken together; `both` are rows of the source and of --val."""
+    notes: List[str] = []
+    if both:
+        listed = shortlist(gathering.paths[row] for row in sorted(both))
+        notes.append(f"{len(both):,} images of --val are in the source too, and train: {listed}.")
+    for source, told in gathering.declared if gathering.given is None else ():
+        unknown = [str(name) for name in gathering.columns if name not in told]
+        if unknown:
+            word = "unknown" if labels.absent == UNKNOWN else "absent"
+            notes.append(
+                f"{source} does not tell of {len(unknown)} classes, which are {word} there: {shortlist(unknown)}."
+            )
     if gathering.clashes:
         notes.append(
             f"{len(gathering.clashes):,} images are told twice and differently; what differs is taken for unknown: "
@@ -273,9 +335,21 @@ def gather(
     if gathering.left_out:
         listed = shortlist(f"{name} ({count:,})" for name, count in gathering.left_out.most_common())
         notes.append(f"{len(gathering.left_out)} classes are not in {classes} and are left out: {listed}.")
-    from_val = np.zeros(len(labels.paths), bool)
-    from_val[images_before:] = True
-    return Found(labels, from_val, formats, notes)
+    return notes
+
+
+def class_names(path: str) -> List[str]:
+    """The names in a file, one per line."""
+    names = read_lines(path, "--classes")
+    with reading(path) as file:
+        rows = [row.strip() for row in re.split(r"\r\n|\r|\n", file.read().rstrip())]
+    if len(rows) > len(names):
+        raise UsageError(
+            f"{path} has an empty line, {rows.index('') + 1}, before its last name; expected a name in each."
+        )
+    if len(set(names)) < len(names):
+        raise UsageError(f"{path} names a class twice: {Counter(names).most_common(1)[0][0]!r}.")
+    return names
 
 
 def summary(found: Found) -> str:

@@ -249,12 +249,74 @@ def test_absent_classes_may_be_unknown(tmp_path):
     assert told(found)[str(tmp_path / "images" / "p1" / "view1.jpg")] == [UNKNOWN, UNKNOWN]
 
 
+def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
+    def paths(*names, images="photos"):
+        rows = "".join(f"{name},x\n" for name in names)
+        found = gather([sources.write_text(tmp_path / "a.csv", "image,tags\n" + rows)], images=str(tmp_path / images))
+        return [os.path.relpath(path, str(tmp_path / images)).replace(os.sep, "/") for path in found.labels.paths]
+
+    sources.write_images(tmp_path / "photos", ["p2/v.jpg", "p3/a/w.jpg", "p3/b/w.jpg", "flat.jpg", "masks/m.png"])
+    assert paths("p1/v.jpg", "p2/v.jpg") == ["p1/v.jpg", "p2/v.jpg"]  # the first is missing
+    assert paths("set/p2/v.jpg", "set/p3/a/w.jpg") == ["p2/v.jpg", "p3/a/w.jpg"]  # without their first folder
+    assert paths("/home/of/flat.jpg", "v.jpg") == ["flat.jpg", "p2/v.jpg"]
+    assert paths("flat", "m") == ["flat.jpg", "m"]
+    with pytest.raises(
+        UsageError, match="flat.jpg would be both one/flat.jpg and two/flat.jpg; expected a file for each"
+    ):
+        paths("one/flat.jpg", "two/flat.jpg")
+    with pytest.raises(UsageError, match="flat.jpg would be both flat.jpg and one/flat.jpg"):
+        paths("flat.jpg", "one/flat.jpg")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "", " ", "caf\udce9"], ids=ascii)
+def test_a_class_whose_name_is_no_line_is_refused(name, tmp_path):
+    from multilabel_softmax_loss.data.source import Gathering
+
+    with pytest.raises(UsageError, match="expected a line of text"):
+        Gathering(None, []).column_of(name)
+
+
+def test_classes_that_sources_do_not_share_are_said(tmp_path):
+    one = sources.write_text(tmp_path / "a.csv", "image,cat,dog\n1.jpg,1,0\n")
+    two = sources.write_text(tmp_path / "b.csv", "image,dog,bird\n2.jpg,1,0\n")
+    told = "\n".join(gather([one, two]).notes)
+    assert "a.csv does not tell of 1 classes, which are absent there: bird." in told
+    assert "b.csv does not tell of 1 classes, which are absent there: cat." in told
+    found = gather([one, two], absent=UNKNOWN)
+    assert found.labels.dense(0).tolist() == [1, 0, UNKNOWN]
+    assert "unknown there: bird" in "\n".join(found.notes)
+    numbers = sources.write_text(tmp_path / "c.txt", "3.jpg 0 2\n4.jpg 1\n")
+    with pytest.raises(UsageError, match="some sources number their classes and others name them"):
+        gather([one, numbers])
+    names = sources.write_text(tmp_path / "names.txt", "dog\nbird\ncat\n")
+    assert gather([one, numbers], classes=names).labels.dense(1).tolist() == [1, 0, 1]
+
+
+def test_an_empty_line_among_classes_is_a_sentence(tmp_path):
+    """Else the indices of a list would mean the classes one further down."""
+    source = sources.write_text(tmp_path / "list.txt", "a.jpg 2\nb.jpg 0 1\n")
+    for text, line in (("cat\n\ndog\nbird", 2), ("\r\ncat\r\ndog\r\n", 1)):
+        with pytest.raises(UsageError, match=f"has an empty line, {line}, before its last name"):
+            gather([source], classes=sources.write_text(tmp_path / "names.txt", text))
+    assert (
+        gather([source], classes=sources.write_text(tmp_path / "names.txt", "c\rd\re\r\n\n")).labels.classes[2] == "e"
+    )
+
+
 def test_a_validation_source_adds_images_and_no_classes(tmp_path):
     train = sources.write_text(tmp_path / "a.csv", "image,tags\na.jpg,x y\n")
     val = sources.write_text(tmp_path / "b.csv", "image,tags\nb.jpg,y\n")
     assert gather([train], [val]).from_val.tolist() == [False, True]
     with pytest.raises(UsageError, match="--val has classes that the source has not: z"):
         gather([train], [sources.write_text(tmp_path / "c.csv", "image,tags\nc.jpg,z\n")])
+    both = sources.write_text(tmp_path / "d.csv", "image,tags\na.jpg,x\nd.jpg,x\n")
+    found = gather([train], [val, both])
+    assert found.from_val.tolist() == [False, True, True]
+    assert any(note.startswith("1 images of --val are in the source too, and train: ") for note in found.notes)
+    listed = sources.write_text(tmp_path / "a.txt", "a.jpg 3\nb.jpg 0 1\n")
+    assert gather([listed], [sources.write_text(tmp_path / "b.txt", "c.jpg 2\nd.jpg 0 1\n")]).labels.counts([2])[2]
+    with pytest.raises(UsageError, match="--val has classes that the source has not: 4"):
+        gather([listed], [sources.write_text(tmp_path / "c.txt", "c.jpg 4\nd.jpg 0 1\n")])
 
 
 def test_many_rows_take_little_memory(tmp_path):
