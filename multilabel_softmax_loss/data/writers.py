@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..files import cannot_be_written, open_file, replacing, reserve
 from .datum import image_datum, label_datum
 from .source import Labels
+from .stream import UNKNOWN
 
 KEY = "%010d"
 PAGE = 4096
@@ -178,26 +179,39 @@ def read_index(path: str) -> Labels:
             if not head.startswith(INDEX.split(":")[0]):
                 raise ValueError(f"its first line is {head[:60]!r}")
             options = dict(word.split("=") for word in head.split(";")[1].split())
-            classes = int(options["classes"])
-            for line in filter(str.strip, file):  # it may have been edited by hand
-                name, _, words = line.rstrip("\n").rpartition("\t")
-                paths.append(os.path.join(home, json.loads(name) if name.startswith('"') else name))
-                for word in words.split():
-                    column, _, value = word.partition(":")
-                    columns.append(int(column))
-                    values.append(float(value or 1))
+            classes, absent = int(options["classes"]), float(options["absent"])
+            for number, line in enumerate(file, 2):
+                if not line.strip():  # it may have been edited by hand
+                    continue
+                name, tab, words = line.rstrip("\n").rpartition("\t")
+                try:
+                    paths.append(os.path.join(home, json.loads(name) if name.startswith('"') else name))
+                    for word in words.split():
+                        column, _, value = word.partition(":")
+                        columns.append(int(column))
+                        values.append(float(value or 1))
+                except (ValueError, OverflowError):
+                    tab = ""
+                if not tab:
+                    told = f"line {number} is {line.rstrip()[:60]!r}"
+                    raise ValueError(f"{told}; expected an image, a tab, and classes, such as k or k:value")
                 start.append(len(columns))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, IndexError) as error:
         raise UsageError(f"{path} is no index of images and labels ({error}); convert writes such.") from error
-    if columns and not 0 <= min(columns) <= max(columns) < classes:
-        raise UsageError(f"{path} has class {max(columns)}; expected 0 to {classes - 1}.")
+    for column in (min(columns, default=0), max(columns, default=0)):
+        if columns and not 0 <= column < classes:
+            raise UsageError(f"{path} has class {column}; expected 0 to {classes - 1}.")
+    found = np.append(np.array(values, np.float32), np.float32(absent))
+    wrong = found[~(np.isfinite(found) & ((found >= 0) | (found == UNKNOWN)))]
+    if len(wrong):
+        raise UsageError(f"{path} has the value {wrong[0]:g}; expected 0, 1, a weight, or {UNKNOWN:g} for unknown.")
     return Labels(
         paths,
         [str(k) for k in range(classes)],
         np.array(start, np.int64),
         np.array(columns, np.int32),
-        np.array(values, np.float32),
-        float(options["absent"]),
+        found[:-1],
+        absent,
     )

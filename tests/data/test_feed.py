@@ -205,3 +205,23 @@ def test_an_index_keeps_every_name_and_value(tmp_path):
     assert count_index(SimpleNamespace(name="data", python_param=options)) == len(names)
     with pytest.raises(UsageError, match="is no index of images and labels"):
         read_index(sources.write_text(tmp_path / "other.txt", "a.jpg 1\n"))
+
+
+@pytest.mark.parametrize(
+    "head, line, message",
+    [
+        ("classes=3 absent=0", "a.jpg 1", r"line 2 is 'a.jpg 1'; expected an image, a tab, and classes"),
+        ("classes=3 absent=0", "a.jpg\t1,2", r"line 2 is 'a.jpg\\t1,2'"),
+        ("classes=3 absent=0", "a.jpg\t99999999999999999999", "line 2 is"),
+        ("classes=3 absent=0", "a.jpg\t3", "has class 3; expected 0 to 2"),
+        ("classes=3 absent=0", "a.jpg\t-1", "has class -1; expected 0 to 2"),
+        ("classes=3 absent=0", "a.jpg\t1:nan", "has the value nan; expected 0, 1, a weight, or -1"),
+        ("classes=3 absent=0", "a.jpg\t1:-2", "has the value -2"),
+        ("classes=3", "a.jpg\t1", "is no index of images and labels .'absent'"),
+        ("classes=3 absent=7x", "a.jpg\t1", "is no index of images and labels"),
+    ],
+)
+def test_an_index_edited_wrongly_is_a_sentence(head, line, message, tmp_path):
+    path = sources.write_text(tmp_path / "i.txt", f"# multilabel index: and so on; {head}\n{line}\n")
+    with pytest.raises(UsageError, match=message):
+        read_index(path)
