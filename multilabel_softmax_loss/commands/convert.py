@@ -61,7 +61,7 @@ def add_arguments(parser: Any) -> None:
     split.add_argument("--split", type=share, metavar="SHARE", help="this share validates (default: 0.1); 0: none")
     split.add_argument("--split-file", metavar="F", help="names of the images that validate, or `name train|val|test`")
     split.add_argument("--val", metavar="SOURCE", action="append", default=[], help="a source for validation")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the order (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the split and the order (default: %(default)s)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
     parser.add_argument("--absent", choices=("0", "unknown"), help="what a class is that is not told (default: 0)")
     parser.add_argument("--bad-images", choices=("skip", "error"), default="skip", help="(default: %(default)s)")
@@ -76,6 +76,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text}; expected a number from 0 to 2^32 - 1")
     return value
 
 
@@ -141,8 +148,11 @@ def make_plan(arguments: Any, found: Found, groups: List[List[int]]) -> Plan:
     images = len(found.labels.paths)
     rows = np.arange(images)
     if arguments.split_file:
-        given = np.array(listed(found.labels.paths, arguments.split_file))
-        splits = {name: rows[given == name] for name in SPLITS}
+        given, unused = listed(found.labels.paths, arguments.split_file)
+        if unused:
+            found.notes.append(f"{len(unused):,} names in {arguments.split_file} are no image's: {shortlist(unused)}.")
+            print(f"note        {found.notes[-1]}")
+        splits = {name: rows[np.array(given) == name] for name in SPLITS}
     else:
         part = 0.1 if arguments.split is None else arguments.split
         val = found.from_val if arguments.val else stratified(found.labels, part, groups, arguments.seed)

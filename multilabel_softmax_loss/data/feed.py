@@ -30,10 +30,10 @@ def flag(value: Any) -> bool:
     return value
 
 
-def at_least(low: int) -> Any:
+def at_least(low: int, high: int = 2**31 - 1) -> Any:
     def check(value: Any) -> int:
-        if integer(value) < low:
-            raise ValueError(f"a whole number >= {low}")
+        if not low <= integer(value) <= high:
+            raise ValueError(f"a whole number >= {low}" if value < low else f"a whole number <= {high}")
         return int(value)
 
     return check
@@ -68,7 +68,7 @@ class ImageDataOptions(OptionSet):
     mean_value: Tuple[float, ...] = option((0.0,), means, "is subtracted: one number, or one per channel", TRANSFORM)
     scale: float = option(1.0, number(), "is multiplied after that", TRANSFORM)
     shuffle: Optional[bool] = option(None, optional(flag), "anew each epoch; by default in TRAIN", IMAGE_DATA)
-    seed: int = option(0, at_least(0), "of the order, mirroring and crops", TOOL)
+    seed: int = option(0, at_least(0, 2**32 - 1), "of the order, mirroring and crops", TOOL)
     label_format: str = option(
         "dense", choice("dense", "indices"), '`"dense"`: N x C; `"indices"`: N x K class indices, padded with -1', TOOL
     )

@@ -104,26 +104,41 @@ def stratified(labels: Labels, share: float, groups: Sequence[Sequence[int]], se
     return side[leader] == 1
 
 
-def listed(paths: Sequence[str], file: str) -> List[str]:
-    """The split of each image as a file says: names of those that validate, or rows of a name and train, val or test.
+def listed(paths: Sequence[str], file: str) -> Tuple[List[str], List[str]]:
+    """The split of each image as a file says: names of those that validate, or rows of a name and train, val or test;
+    and the names that are no image's.
 
     A name is a path, or its end, with or without the suffix of the image.
+
+    Raises
+    ------
+    UsageError : a name has two splits or fits two images, no name fits any, or some images of a file of rows have none.
     """
     rows = [line.rsplit(None, 1) for line in lines(file)]
     rows = [row if len(row) == 2 and row[1] in WORDS else [" ".join(row), "val"] for row in rows]
-    told = {os.path.normpath(name.strip().replace("\\", "/")): WORDS[word] for name, word in rows}
+    told: Dict[str, str] = {}
+    for written, word in rows:
+        entry = os.path.normpath(written.strip().replace("\\", "/"))
+        if told.setdefault(entry, WORDS[word]) != WORDS[word]:
+            raise UsageError(
+                f"{file} has {entry} in both {told[entry]} and {WORDS[word]}; expected one split for each."
+            )
+    if not told:
+        raise UsageError(f"{file} is empty; expected names of images.")
     plain = all(word == "val" for _, word in rows)
-    splits, used = [], set()
+    splits: List[str] = []
+    used: Dict[str, str] = {}
     for path in paths:
         name = next((name for name in names_of(path) if name in told), None)
-        used.add(name)
         if name is None and not plain:
             raise UsageError(f"{file} does not list {path}; expected train, val or test for each image.")
+        if name is not None and used.setdefault(name, path) != path:
+            raise UsageError(f"{file} lists {name}, which is both {used[name]} and {path}; expected more of its path.")
         splits.append("train" if name is None else told[name])
     unused = [name for name in told if name not in used]
     if len(unused) == len(told):
         raise UsageError(f"{file} lists {shortlist(told)}, and no image of the source has such a name.")
-    return splits
+    return splits, unused
 
 
 def names_of(path: str) -> Iterable[str]:

@@ -268,6 +268,27 @@ def test_a_given_split_is_kept_and_duplicates_across_it_are_told(tmp_path):
         convert(source, "--out", tmp_path / "w", "--split-file", wrong)
 
 
+def test_a_split_file_that_cannot_be_meant_so_is_a_sentence(tmp_path, capsys):
+    source = sources.tagged(tmp_path, 12)
+    words = [source, "--out", tmp_path / "out", "--dry-run", "--split-file"]
+    convert(*words, sources.write_text(tmp_path / "typo.txt", "000.png\n0001.png\n"))
+    assert "typo.txt are no image's: 0001.png." in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"has 000.png in both train and val"):
+        convert(*words, sources.write_text(tmp_path / "twice.txt", "000.png train\n000.png val\n"))
+    with pytest.raises(UsageError, match=r"empty.txt is empty"):
+        convert(*words, sources.write_text(tmp_path / "empty.txt", "\n"))
+    with pytest.raises(UsageError, match=r"does not list \S*001.png; expected train, val or test"):
+        convert(*words, sources.write_text(tmp_path / "short.txt", "000.png train\n"))
+    sources.write_images(tmp_path / "photos", ["x/a.png", "y/a.png"])
+    listed = sources.write_text(tmp_path / "b.csv", "image,tags\nx/a.png,c\ny/a.png,d\n")
+    words = [listed, "--images", tmp_path / "photos", *words[1:]]
+    with pytest.raises(
+        UsageError, match=r"lists a, which is both \S*x/a.png and \S*y/a.png; expected more of its path"
+    ):
+        convert(*words, sources.write_text(tmp_path / "a.txt", "a\n"))
+    convert(*words, sources.write_text(tmp_path / "a.txt", "y/a.png\n"))
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

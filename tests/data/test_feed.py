@@ -173,6 +173,8 @@ def test_a_bad_image_and_a_dead_process_are_sentences(tmp_path):
         ({"crop_size": 25}, "'crop_size' = 25; expected at most 24"),
         ({"mean_value": [1, 2]}, "2 numbers in 'mean_value'; expected 1 or 3"),
         ({"batch_size": 0}, "option 'batch_size' = 0; expected a whole number >= 1"),
+        ({"seed": 2**32}, "option 'seed' = 4294967296; expected a whole number <= 4294967295"),
+        ({"new_width": 2**40}, "a whole number <= 2147483647"),
         ({"batchsize": 1}, "did you mean 'batch_size'"),
         ({"source": ""}, "no option 'source'"),
         ({"source": "/dev/null/nowhere"}, "/dev/null/nowhere cannot be read"),
