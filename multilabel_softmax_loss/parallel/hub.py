@@ -40,6 +40,13 @@ class Place(NamedTuple):
     has_terminal: bool
 
 
+def file_in_memory() -> Any:
+    """A file for processes to share, which ends with them; /dev/shm may be small, of 64 MB in a container of Docker."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ranks"), "r+b")
+    return tempfile.TemporaryFile()
+
+
 class Hub(Meeting):
     """The meeting of ranks for a child process, which asks over a pipe; what is large lies in memory that both see."""
 
@@ -50,8 +57,7 @@ class Hub(Meeting):
         self.doing, self.begun = "starting", time.monotonic()
         here, there = socket.socketpair()
         self.pipe = Connection(here.detach())
-        place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.shared = tempfile.TemporaryFile(dir=place)  # noqa: SIM115, to the end
+        self.shared = file_in_memory()
         return Place(self.rank, self.size, there.detach(), self.shared.fileno(), has_terminal())
 
     def environment(self) -> Dict[str, str]:
@@ -119,11 +125,14 @@ class Hub(Meeting):
     def map(self, name: str, size: int) -> None:
         """Map the memory of `size` bytes that the child sees; and, on one machine, those of the other ranks."""
         self.memory = np.frombuffer(mmap.mmap(self.shared.fileno(), size), np.uint8)
-        places = self.gather(STEP, name, [os.getpid(), self.shared.fileno()])[:, :2].astype(int)
+        mine = [os.getpid(), self.shared.fileno(), os.fstat(self.shared.fileno()).st_ino]
+        places = self.gather(STEP, name, mine)[:, :3].astype(int)
         self.memories = []
         with suppress(OSError, ValueError):  # such as ranks in containers of their own
-            for rank, (pid, descriptor) in enumerate(places if self.on_one_node else ()):
+            for rank, (pid, descriptor, number) in enumerate(places if self.on_one_node else ()):
                 with open(f"/proc/{pid}/fd/{descriptor}", "r+b") as file:
+                    if os.fstat(file.fileno()).st_ino != number:  # containers may give several processes one number
+                        break
                     other = mmap.mmap(file.fileno(), size) if rank != self.rank else self.memory
                     self.memories.append(np.frombuffer(other, np.uint8))
         if self.gather(STEP, f"{name} of all", [len(self.memories)])[:, 0].min() < self.size:

@@ -71,7 +71,10 @@ class Ranks:
         """Bytes that the hub sees too, for `sum` and `broadcast`; there is one such array."""
         if self.size == 1:
             return np.empty(size, np.uint8)
-        os.ftruncate(self.shared, size)
+        try:
+            os.ftruncate(self.shared, size)
+        except OSError as error:  # such as a limit of ulimit -f
+            raise UsageError(f"a rank needs {size:,} bytes of memory for its gradients: {error.strerror}.") from error
         self.request("map", "the common memory", size)
         return np.frombuffer(mmap.mmap(self.shared, size), np.uint8)
 

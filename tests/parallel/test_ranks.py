@@ -7,10 +7,12 @@ import sys
 import time
 
 import mpi4py  # noqa: F401, without which there are no ranks
+import numpy as np
 import pytest
 from support.ranks import TESTS, finish, run_job, start_ranks
 
 from multilabel_softmax_loss.errors import UsageError
+from multilabel_softmax_loss.parallel.hub import Hub, file_in_memory
 from multilabel_softmax_loss.parallel.launcher import environment_of_child, import_mpi, launched
 from multilabel_softmax_loss.parallel.ranks import Ranks
 
@@ -22,6 +24,21 @@ def test_ranks_share_gather_and_add_up(machines):
     outcome = run_job("sums", 4, OMP_NUM_THREADS="", MPIR_CVAR_NOLOCAL=str(int(machines > 1)))
     words = f"all well; the hub sees {4 // machines} memories; {threads} threads; a terminal: False\n"
     assert outcome == (0, words, "warning: a doubt\n")  # which is told once
+
+
+def test_a_process_of_the_same_number_in_another_container_is_not_taken_for_a_rank():
+    hub = Hub.__new__(Hub)
+    hub.rank, hub.size, hub.on_one_node, hub.shared = 0, 2, True, file_in_memory()
+    hub.shared.truncate(8)
+
+    def gather(kind, name, numbers):
+        other = [*numbers[:2], numbers[2] + 1] if len(numbers) == 3 else numbers
+        return np.array([numbers, other], float)
+
+    hub.gather = gather
+    with hub.shared:
+        hub.map("the common memory", 8)
+    assert hub.memories == []
 
 
 @pytest.mark.parametrize(
