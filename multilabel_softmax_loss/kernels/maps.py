@@ -17,7 +17,7 @@ from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import spread, target_terms
 from .rows import CERTAIN, DEPTH, FAR, FEW
 
-PLACES = 1024  # at most so many places side by side
+PLACES = 384  # at most so many places side by side; the sums of more are memory that is asked of the system each time
 TILE_ENTRIES = 1 << 15  # and so many exponentials, 256 KiB, in the second-level cache
 REST, TOTAL, DOT, POSITIVES, KNOWN, WEIGHTED, WEIGHTED_KNOWN, SCORE_DOT = range(0, 8 * PLACES, PLACES)
 PEAK, WEIGHT, SHARE, SCALE, BACKGROUND, END = range(8 * PLACES, 14 * PLACES, PLACES)
@@ -30,7 +30,7 @@ LARGEST = 1e38  # of float32, about
 
 def tile_width(classes: int, places: int) -> int:
     """How many places are treated side by side."""
-    return max(16, min(places, PLACES, TILE_ENTRIES // classes))
+    return min(places, max(16, min(PLACES, TILE_ENTRIES // classes) // 16 * 16))
 
 
 @inlined
@@ -141,20 +141,53 @@ def mend_slopes(labels, label_at, label_step, class_weight, best, idle, classes,
 
 
 @summing
-def read_class(scores, labels, k, copy, numbers):
-    """Copy the scores of a class of a tile, and note what is labelled; how many places have two labels by now."""
+def note_labels(labels, at, step, count, classes, numbers):
+    """Note the label of each place of a tile and its class; False where a place has two."""
     use_wide_vectors()
+    numbers[LABEL : LABEL + count] = 0
+    numbers[CLASS : CLASS + count] = NO_CLASS
     several = ZERO
+    for k in range(classes):
+        given = labels[at + k * step :][:count]
+        for j in range(count):
+            y, of = given[j], numbers[CLASS + j]
+            several += ZERO if y == ZERO or of == NO_CLASS else ONE
+            numbers[CLASS + j] = of if y == ZERO else np.float32(k)
+            numbers[LABEL + j] += y
+        if several > 0:
+            return False
+    return True
+
+
+@summing
+def note_lists(lists, at, entry_step, place_step, length, count, padding, classes, numbers):
+    """The same from lists of class indices; False also where one is none."""
+    use_wide_vectors()
+    numbers[LABEL : LABEL + count] = 0
+    numbers[CLASS : CLASS + count] = NO_CLASS
+    odd = ZERO
+    for i in range(length):
+        given = lists[at + i * entry_step :]
+        for j in range(count):
+            k, of = given[j * place_step], numbers[CLASS + j]
+            is_class = k >= ZERO and k < classes and k == np.floor(k) and of == NO_CLASS
+            odd += ZERO if is_class or k == padding else ONE
+            numbers[CLASS + j] = of if k == padding else k
+            numbers[LABEL + j] += ZERO if k == padding else ONE
+        if odd > 0:
+            return False
+    return True
+
+
+@inlined
+def read_scores(scores, k, copy, numbers):
+    """Copy the scores of a class of a tile, and find the highest but for the label's."""
+    use_wide_vectors()
     for j in range(len(scores)):
-        s, y = scores[j], labels[j]
+        s, high = scores[j], numbers[HIGH + j]
         copy[j] = s
-        high, of = numbers[HIGH + j], numbers[CLASS + j]
-        several += ZERO if y == ZERO or of == NO_CLASS else ONE
         high_now = s if s > high else high
-        numbers[HIGH + j] = high_now if y == ZERO else high
-        numbers[CLASS + j] = of if y == ZERO else k
-        numbers[LABEL + j] += y
-    return several
+        numbers[HIGH + j] = high if numbers[CLASS + j] == k else high_now
 
 
 @inlined
@@ -216,20 +249,16 @@ def write_quick_slopes(exps, numbers, gradient):
 
 @inlined
 def quick_tile(
-    scores, at, step, labels, label_at, label_step, class_weight, normalization, classes, weight, factor,
-    count, exps, sums, numbers, gradient, out_at,
+    scores, at, step, class_weight, normalization, classes, weight, factor, count, exps, sums, numbers, gradient,
+    out_at,
 ):  # fmt: skip
-    """A tile of places with at most one label each, none unknown: sum u L, sum u, and True.
+    """A tile of places with at most one label each, noted in `numbers`, none unknown: sum u L, sum u, and True.
 
-    False for another kind of tile, and where something is not finite; then softmax_tile() has to do it.
+    False where something is not finite; then softmax_tile() has to do it.
     """
     numbers[HIGH : HIGH + count] = -np.inf
-    numbers[LABEL : LABEL + count] = 0
-    numbers[CLASS : CLASS + count] = NO_CLASS
     for k in range(classes):
-        y = labels[label_at + k * label_step :][:count]
-        if read_class(scores[at + k * step :][:count], y, np.float32(k), exps[k][:count], numbers) > 0:
-            return 0.0, 0.0, False
+        read_scores(scores[at + k * step :][:count], np.float32(k), exps[k][:count], numbers)
     good = True
     weight_sum = 0.0
     for j in range(count):
@@ -331,32 +360,32 @@ def softmax_maps(
             turn(scores, first, count, classes, columns, width)
             if not length:
                 turn(labels, first, count, classes, targets, width)
-        if length and not spread(
-            labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ONE, targets, width
-        ):
-            return 0.0, 0.0, False
         own_labels = turned or length > 0
         s, s_at, s_step = (columns, 0, width) if turned else (scores, entry, places)
         y, y_at, y_step = (targets, 0, width) if own_labels else (labels, entry, places)
         out, p_out = (slopes, p) if turned else (gradient, probs)
         u, good = weight[place : place + count], False
+        lists = (labels, list_at, entry_step, place_step, length, count, ignore_label, classes)
         if may_be_quick:
+            good = note_lists(*lists, numbers) if length else note_labels(y, y_at, y_step, count, classes, numbers)
+        if good:
             loss, counted, good = quick_tile(
-                s, s_at, s_step, y, y_at, y_step, class_weight, normalization, classes, u, factor,
-                count, quick, sums, numbers, out, s_at,
-            )  # fmt: skip
+                s, s_at, s_step, class_weight, normalization, classes, u, factor, count, quick, sums, numbers, out, s_at
+            )
         if not good:
+            if length and not spread(*lists, ONE, targets, width):
+                return 0.0, 0.0, False
             loss, counted, good = softmax_tile(
                 s, s_at, s_step, y, y_at, y_step, class_weight, ignoring, ignore_label,
                 normalization, smoothing, empty, classes, u, factor, high[:count], best[:count], exps, sums,
                 out, p_out, s_at,
             )  # fmt: skip
+            if length:
+                spread(*lists, ZERO, targets, width)
         if not good:
             return 0.0, 0.0, False
         loss_sum += loss
         weight_sum += counted
-        if length:
-            spread(labels, list_at, entry_step, place_step, length, count, ignore_label, classes, ZERO, targets, width)
         if turned and len(gradient):
             turn_back(slopes, width, gradient, first, count, classes)
         if turned and len(probs):

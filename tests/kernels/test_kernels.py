@@ -295,19 +295,26 @@ def test_rows_with_scores_far_apart_take_the_same_way(calls, score, labelled):
 
 
 @pytest.mark.parametrize("offset", [0, 250, -250, 1e4])
-@pytest.mark.parametrize("gap", [5, 20, 60, 100, 700])
-def test_certain_rows_keep_their_digits(calls, gap, offset):
-    """Each row's gradient is right to its own largest entry, however small that is."""
+@pytest.mark.parametrize("gap", [5, 20, 60, 90, 100, 700])
+@pytest.mark.parametrize("label_format", ["dense", "indices"])
+def test_certain_positions_keep_their_digits(calls, gap, offset, label_format):
+    """The gradient of each position is right to its own largest entry, however small that is."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(5, 200)).astype(np.float32) + np.float32(offset)
     labels = np.zeros((5, 200), np.float32)
-    labels[np.arange(5), [0, 7, 63, 64, 199]] = 1
+    indices = [0, 7, 63, 64, 199]
+    labels[np.arange(5), indices] = 1
     scores += gap * labels
-    numpy, numba = both(scores, labels)
-    assert numba[0] == pytest.approx(numpy[0], rel=1e-6)
-    for expected, found in zip(numpy[1], numba[1]):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2.2e-7 * np.abs(expected).max() + 1.5e-45)
-    assert calls == ["softmax_rows"]
+    if label_format == "indices":
+        labels = np.array(indices, np.float32)[:, None]
+    for as_map in (False, True):
+        arrays = [array.T[np.newaxis].copy() if as_map else array for array in (scores, labels)]
+        (expected_loss, expected), (loss, gradient) = both(*arrays, label_format=label_format)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        for right, found in zip(expected[0].T if as_map else expected, gradient[0].T if as_map else gradient):
+            subnormal = 1.5e-44  # some units of what is below the normal range of float32
+            np.testing.assert_allclose(found, right, rtol=0, atol=2.2e-7 * np.abs(right).max() + subnormal)
+    assert calls == ["softmax_rows", "softmax_maps"]
 
 
 @pytest.mark.parametrize("score", [65, -65, 599])
@@ -450,10 +457,11 @@ def test_bad_labels_are_found_by_the_kernels_and_named_by_numpy(calls, bad, shap
     assert calls == [None]
 
 
-@pytest.mark.parametrize("bad", [7, -2, 0.5, np.nan])
-def test_bad_indices_are_found_by_the_kernels_and_named_by_numpy(calls, bad):
-    for shape in ((6, 7), (6, 7, 3)):
-        indices = np.zeros((6, 2, *shape[2:]), np.float32)
+@pytest.mark.parametrize("bad", [9, -2, 0.5, np.nan])
+@pytest.mark.parametrize("others", [0, -1], ids=["several labels", "at most one"])
+def test_bad_indices_are_found_by_the_kernels_and_named_by_numpy(calls, bad, others):
+    for shape in ((6, 9), (6, 9, 3)):
+        indices = np.full((6, 2, *shape[2:]), others, np.float32)
         indices[4, 1] = bad
         with pytest.raises(ValueError, match=f"labels has {bad:g} at sample 4, .*entry 1 of the list"):
             softmax_cross_entropy(random_case(shape)[0], indices, label_format="indices")
