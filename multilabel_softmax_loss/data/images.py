@@ -16,6 +16,7 @@ import numpy as np
 
 from ..files import open_file
 
+ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 SOI, PNG, TIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", (b"II", b"MM")
 # In compressed data 0xFF is followed by 0, by a restart marker or by another 0xFF.
@@ -141,6 +142,7 @@ def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
         check_strictly(data)
         if plain:
             check_by_libjpeg(data)
+    as_given, data = data, without_orientation(data)
     if plain:
         image = by_opencv(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     else:
@@ -150,7 +152,7 @@ def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
     if image is None or (image.shape[2:] == (4,) and data[:2] in TIFF):  # where OpenCV has multiplied by alpha
         image = decode_by_pillow(data)
     if not plain:
-        image = upright(to_8_bit_bgr(image), data)
+        image = upright(to_8_bit_bgr(image), as_given)
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if gray else image
     return image
 
@@ -265,10 +267,23 @@ def to_8_bit_bgr(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def without_orientation(data: bytes) -> bytes:
+    """The bytes of a TIFF without its orientation, which OpenCV applies whatever it is told, or fails at."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order:
+        with suppress(struct.error):
+            (place,) = struct.unpack_from(f"{order}I", data, 4)
+            (count,) = struct.unpack_from(f"{order}H", data, place)
+            for entry in range(place + 2, place + 2 + 12 * count, 12):
+                if struct.unpack_from(f"{order}H", data, entry) == (ORIENTATION,):
+                    return data[: entry + 8] + struct.pack(f"{order}H", 1) + data[entry + 10 :]
+    return data
+
+
 def upright(image: np.ndarray, data: bytes) -> np.ndarray:
     """An image turned as the EXIF orientation of its file says; OpenCV does so for JPEG alone where alpha is kept."""
     try:
-        orientation = open_by_pillow(data).getexif().get(0x0112, 1)
+        orientation = open_by_pillow(data).getexif().get(ORIENTATION, 1)
     except Exception:  # no image of a kind that Pillow knows has any
         return image
     if orientation in (5, 6, 7, 8):

@@ -49,11 +49,14 @@ def turned(image, orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(kind, orientation):
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
     plain = decode(saved(rgb(), kind, **options))
     assert np.array_equal(decode(saved(rgb(), kind, exif=exif(orientation), **options)), turned(plain, orientation))
+    if kind == "TIFF":
+        pixels = rgb().convert("RGBA")  # which is decoded by another library
+        assert np.array_equal(decode(saved(pixels, kind, exif=exif(orientation))), turned(plain, orientation))
 
 
 def test_alpha_stands_over_white():
