@@ -26,11 +26,13 @@ def index_options(layer: Any) -> Dict[str, Any]:
 
 def count_index(layer: Any) -> int:
     """How many images its index lists."""
-    source = index_options(layer).get("source", "")
+    source = index_options(layer).get("source")
+    if not isinstance(source, str) or not source:
+        raise UsageError(f"layer {layer.name!r} has source {source!r} in its param_str; expected the name of an index.")
     try:
         with open_file(source, "rb") as file:
             lines = sum(map(bool, map(bytes.strip, file)))
-    except (OSError, TypeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{source} (source of layer {layer.name!r}) cannot be read: {reason}.") from error
     if lines < 2:  # the first says what it is

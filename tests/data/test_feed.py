@@ -205,6 +205,9 @@ def test_an_index_keeps_every_name_and_value(tmp_path):
     assert np.array_equal(again.values, found.values)
     options = SimpleNamespace(param_str=json.dumps({"source": str(tmp_path / "edited.txt")}))
     assert count_index(SimpleNamespace(name="data", python_param=options)) == len(names)
+    for given, told in (("{}", "None"), ('{"source": 0}', "0"), ('{"source": ""}', "''")):
+        with pytest.raises(UsageError, match=f"has source {told} in its param_str; expected the name of an index"):
+            count_index(SimpleNamespace(name="data", python_param=SimpleNamespace(param_str=given)))
     with pytest.raises(UsageError, match="is no index of images and labels"):
         read_index(sources.write_text(tmp_path / "other.txt", "a.jpg 1\n"))
 
