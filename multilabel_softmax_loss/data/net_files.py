@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from .images import Geometry
@@ -196,12 +197,16 @@ def preprocessing(facts: NetFacts) -> Dict[str, Any]:
 
 def next_steps(facts: NetFacts, program: str) -> str:
     """What to type next."""
-    net, run, weights = facts.path("train_val.prototxt"), facts.path(RUN), facts.path(f"{RUN}/best.caffemodel")
-    steps = [f"train {facts.path('solver.prototxt')} --out {run} --preprocessing {facts.path('preprocessing.json')}"]
+
+    def name(file: str) -> str:
+        return shlex.quote(facts.path(file))
+
+    net, weights, classes = name("train_val.prototxt"), name(f"{RUN}/best.caffemodel"), name("classes.txt")
+    steps = [f"train {name('solver.prototxt')} --out {name(RUN)} --preprocessing {name('preprocessing.json')}"]
     if "val" in facts.counts:
-        steps.append(f"evaluate {net} {weights} --classes {facts.path('classes.txt')}")
+        steps.append(f"evaluate {net} {weights} --classes {classes}")
     steps += [
         f"deploy {net} --weights {weights}",
-        f"predict {facts.path('deploy.prototxt')} {weights} IMAGE... --classes {facts.path('classes.txt')}",
+        f"predict {name('deploy.prototxt')} {weights} IMAGE... --classes {classes}",
     ]
     return "\n".join(f"  {program} {step}" for step in steps)

@@ -1,6 +1,7 @@
 """What `convert` writes, trained in real Caffe: from each kind of source a net learns to read the labels of images."""
 
 import json
+import shlex
 from pathlib import Path
 
 import caffe
@@ -78,3 +79,15 @@ def test_a_net_learns_the_same_from_all_that_is_written(source, tmp_path, capfd)
         assert not list(Path(out).glob(".*"))
     assert found["hdf5"] == found["lmdb"] == found["index"]
     assert 0.3 < found["hdf5"] < 1  # it has something to tell
+
+
+def test_what_to_type_next_can_be_typed():
+    from multilabel_softmax_loss.data.images import Geometry
+    from multilabel_softmax_loss.data.net_files import NetFacts, next_steps
+
+    facts = NetFacts("my tags", "lmdb", 4, {"train": 9, "val": 2}, [0.0], False, Geometry((64, 64)), False)
+    lines = [shlex.split(line) for line in next_steps(facts, "program").splitlines()]
+    assert [line[:3] for line in lines[:2]] == [
+        ["program", "train", "my tags/solver.prototxt"],
+        ["program", "evaluate", "my tags/train_val.prototxt"],
+    ]
