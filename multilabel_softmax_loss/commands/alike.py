@@ -108,7 +108,7 @@ def newest_for_all(folder: RunFolder) -> Dict[str, Any]:
     return manifest
 
 
-def check_samples(manifest: Dict[str, Any], sizes: Sequence[int], path: str) -> None:
+def check_samples(manifest: Dict[str, Any], sizes: Sequence[int], path: str, weights: str) -> None:
     """Raise a UsageError where a run that ranks share, or shared, would go on with other samples per iteration."""
     former = manifest.get("ranks", 1), manifest.get("batch_sizes", list(sizes))
     if ranks.size == 1 and former[0] == 1:
@@ -118,9 +118,5 @@ def check_samples(manifest: Dict[str, Any], sizes: Sequence[int], path: str) -> 
         raise UsageError(
             f"the run had {tell_samples(*former)} per iteration, and now has {tell_samples(ranks.size, sizes)}; "
             f"expected the same product, by another batch_size in the net of {path} or another number of ranks. "
-            f"Others are a new run: {PROGRAM} train {path} --weights {manifest_weights(manifest)} --out ANOTHER"
+            f"Others are a new run: {PROGRAM} train {path} --weights {weights} --out ANOTHER"
         )
-
-
-def manifest_weights(manifest: Dict[str, Any]) -> str:
-    return next(name for name in manifest["files"] if ".caffemodel" in name)

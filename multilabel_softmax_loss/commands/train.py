@@ -239,7 +239,7 @@ class Training:
             self.folder.check_ours(manifest, say)
             self.weights = self.folder.snapshots.weights(manifest)
             check_layers(self.solver.net, read_weights(self.weights), self.weights, path, remedy)
-            check_samples(manifest, self.solver.batch_sizes, path)
+            check_samples(manifest, self.solver.batch_sizes, path, self.weights)
         self.folder.snapshots.restore(self.solver.caffe_solver, manifest)
         self.saved = self.solver.iteration
         self.seconds = manifest["seconds"]

@@ -451,7 +451,7 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
         "option k: rank 0 has None, rank 1 2; expected the same",
         "has 200 samples; expected at least 2 ranks x 150 = 300, the samples of one iteration",
         "the run had 2 ranks x 16 = 32 samples per iteration, and now has 2 ranks x 32 = 64 samples"
-        ".*--weights solver_iter_50.caffemodel",
+        f".*--weights {two}/run/solver_iter_50.caffemodel",
     ]
     assert len(outcomes) == len(expected)
     for outcome, words in zip(outcomes, expected):
