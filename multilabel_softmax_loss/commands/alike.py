@@ -8,11 +8,12 @@ import tempfile
 import zlib
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import Any, Dict, Iterator, Sequence
+from typing import Any, Dict, Iterable, Iterator, Sequence
 
 from ..errors import UsageError
+from ..nets.data_layers import sources
 from ..parallel.ranks import ranks
-from .provenance import describe
+from .provenance import describe, describe_data
 from .run_folder import RunFolder
 from .sharing import tell_samples
 from .snapshots import Snapshots
@@ -24,12 +25,38 @@ def check_alike(file: SolverFile, **options: Any) -> None:
     """Raise a UsageError unless all ranks have the same versions, options, prototxt files and data."""
     if ranks.size == 1:
         return
-    facts = {**versions(), **{f"option {name}": repr(value) for name, value in options.items()}}
-    facts[file.path] = f"CRC {zlib.crc32(str(file.param).encode()):08x}"
+    facts = {f"option {name}": repr(value) for name, value in options.items()}
+    facts[file.path] = crc_of([str(file.param).encode()])
     for number, net in enumerate([file.train, *file.tests]):
-        facts[f"{net.path} (net {number} of {file.path})"] = f"CRC {zlib.crc32(str(net.net).encode()):08x}"
-    for data in describe(file)["data"]:
-        facts[f"the data of layer {data['name']!r}"] = f"files of digest {data['sha256'][:16]}"
+        facts[f"{net.path} (net {number} of {file.path})"] = crc_of([str(net.net).encode()])
+    compare(facts, describe(file)["data"])
+
+
+def check_net_alike(path: str, net: Any, loaded: Any, *options: Any) -> None:
+    """Raise a UsageError unless all ranks have the same versions, options, net, weights and data.
+
+    `loaded` is the caffe.Net of the NetParameter `net`, which came from `path`.
+    """
+    if ranks.size == 1:
+        return
+    weights = (blob.data.tobytes() for blobs in loaded.params.values() for blob in blobs)
+    facts = {path: crc_of([str(net).encode()]), "the weights": crc_of(weights)}
+    facts["the options"] = crc_of([repr(options).encode()])
+    compare(facts, [describe_data(layer) for layer in sources(net.layer)])
+
+
+def crc_of(parts: Iterable[bytes]) -> str:
+    total = 0
+    for part in parts:
+        total = zlib.crc32(part, total)
+    return f"CRC {total:08x}"
+
+
+def compare(facts: Dict[str, str], data: Sequence[Dict[str, Any]]) -> None:
+    """Raise a UsageError for the first of the versions, other facts and descriptions of data that differs."""
+    facts = {**versions(), **facts}
+    for layer in data:
+        facts[f"the data of layer {layer['name']!r}"] = f"files of digest {layer['sha256'][:16]}"
     every = ranks.everyone(facts, "what the ranks have")
     for name in dict.fromkeys(name for one in every for name in one):
         values = [one.get(name, "nothing") for one in every]

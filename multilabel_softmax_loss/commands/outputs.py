@@ -27,6 +27,7 @@ from ..nets.reading import phase_layers, read_prototxt
 from ..nets.surgery import ancestors
 from ..nets.weights import load_net
 from ..parallel.ranks import in_turn, ranks
+from .alike import check_net_alike
 from .terminal import progress_bar
 
 
@@ -67,6 +68,7 @@ def net_outputs(
     only_phase(net, layers, data, path)
     count = samples_of(net, path, phase, head, iterations)
     loaded = load_net(net, path, "TEST", weights)
+    check_net_alike(path, net, loaded, head, positive_above, iterations)
     watch_labels(loaded, net.layer)
     watch_datums(loaded, net.layer)
     rows = collect(loaded, head, count, iterations, path)

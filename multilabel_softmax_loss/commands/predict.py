@@ -18,6 +18,7 @@ from ..nets.surgery import deploy_head, deploy_net, input_names
 from ..nets.weights import load_net
 from ..parallel.ranks import in_turn, ranks
 from . import metrics
+from .alike import check_net_alike
 from .arguments import add_head_arguments
 from .preprocessing import CHANNELS, Preprocessing, find_preprocessing
 from .terminal import printing_aside, progress_bar
@@ -97,6 +98,7 @@ def predict(
     if missing:
         raise UsageError(f"{missing[0]} is no file; expected an image.")
     loaded, head = prediction_net(net, weights, scores, activation)
+    check_net_alike(net, read_prototxt(net), loaded, head, images, recipe)
     log_odds = run_images(loaded, head, images, recipe, net)
     width = log_odds.shape[1]
     names = names or (tuned and tuned.classes) or [str(k) for k in range(width)]

@@ -133,14 +133,6 @@ class Ranks:
             rank = next(rank for rank, text in enumerate(texts) if text is not None)
             raise UsageError(texts[rank] if None not in texts else f"rank {rank}: {texts[rank]}") from error
 
-    def check_same(self, what: str, value: Any, advice: str) -> None:
-        """Raise a UsageError unless all ranks have the same value, that of `what`."""
-        values = self.everyone(value, what)
-        other = next((rank for rank in range(self.size) if values[rank] != values[0]), None)
-        if other is not None:
-            self.agree()
-            raise UsageError(f"{what}: rank 0 has {values[0]}, rank {other} {values[other]}; {advice}")
-
 
 ranks = Ranks()  # of this process
 

@@ -466,6 +466,15 @@ def test_evaluate_on_ranks_says_what_one_process_says(one):
     assert shared == (0, alone.stdout, alone.stderr)
 
 
+def test_evaluate_on_ranks_refuses_other_weights_of_one(one):
+    words = ["-m", "multilabel_softmax_loss", "evaluate", one / "net.prototxt"]
+    other = [":", "-n", "1", sys.executable, *words, last(one / "run", 10)]
+    status, output, errors = finish(start_ranks(1, *words, last(one / "run"), *other, folder=one, **FAST))
+    assert (status, output) == (2, "")
+    told = "error: the weights: rank 0 has CRC .*, rank 1 CRC .*; expected the same on all ranks.\n"
+    assert re.fullmatch(f"python -m multilabel_softmax_loss evaluate: {told}", errors)
+
+
 def test_predict_on_ranks_answers_as_one_process(tmp_path):
     import cv2
 
