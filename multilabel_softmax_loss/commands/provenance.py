@@ -9,6 +9,7 @@ from typing import Any, Dict, List
 from ..errors import UsageError, shortlist
 from ..files import read_lines
 from ..nets.data_layers import sources
+from ..nets.image_index import index_options, reads_index
 from .solver import SolverFile
 
 # The fields of a solver on which the weights depend, as far as these come from iterations.
@@ -63,6 +64,8 @@ def describe_data(layer: Any) -> Dict[str, Any]:
         size, folder = layer.data_param.batch_size, layer.data_param.source
         files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith((".mdb", ".ldb"))]
         files = [path for path in files if not path.endswith("lock.mdb")]
+    elif reads_index(layer):
+        files = [index_options(layer)["source"]]
     for path in files:
         length = os.path.getsize(path)
         with open(path, "rb") as file:

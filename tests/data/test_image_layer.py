@@ -81,6 +81,16 @@ def test_resuming_restores_its_place_exactly(folder, tmp_path):
     assert same_weights(whole["weights"], parts["weights"])
 
 
+def test_a_run_that_is_resumed_with_another_index_says_so(folder, tmp_path, capsys):
+    path, index = tmp_path / "net.prototxt", folder / "changing.txt"
+    index.write_text((folder / "train.txt").read_text())
+    path.write_text(data_layer(index) + NET)
+    train(write_solver(tmp_path, path, test=False, max_iter=2), out=str(tmp_path / "run"))
+    index.write_text((folder / "train.txt").read_text().rsplit("\n", 2)[0] + "\n")
+    train(write_solver(tmp_path, path, test=False, max_iter=3), out=str(tmp_path / "run"), resume=True)
+    assert "layer 'data' reads other data" in capsys.readouterr().err
+
+
 def test_a_net_that_reads_it_is_trained_and_evaluated(folder, tmp_path):
     path = tmp_path / "net.prototxt"
     near_zero = {"mean_value": 90, "scale": 0.01}
