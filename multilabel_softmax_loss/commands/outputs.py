@@ -164,13 +164,13 @@ def collect(
     seen = batches = 0
     with progress_bar(count, "sample") as bar:
         while seen < count if count is not None else batches < (iterations or 0):
+            is_mine = batches % ranks.size == ranks.rank
             batches += 1
-            if (batches - 1) % ranks.size != ranks.rank:
-                pass_over_batch(loaded, places)
+            with running(path):
+                loaded.forward() if is_mine else pass_over_batch(loaded, places)
+            if not is_mine:
                 seen += size
                 continue
-            with running(path):
-                loaded.forward()
             left = None if count is None else count - seen
             scores, labels = (loaded.blobs[name].data[:left] for name in (head.scores, head.labels))
             if not (scores < np.inf).all():  # -inf masks a class

@@ -67,11 +67,11 @@ class TestNet:
             if batch % ranks.size == 0 and asked():
                 return None
             advance()
-            if batch % ranks.size != ranks.rank:
-                pass_over_batch(net, places)
-                continue
+            is_mine = batch % ranks.size == ranks.rank
             with staying():
-                net.forward()
+                net.forward() if is_mine else pass_over_batch(net, places)
+            if not is_mine:
+                continue
             rows.append(([float(net.blobs[name].data) for name in self.outputs],))
             if self.head is not None:
                 scores = net.blobs[self.head.scores].data

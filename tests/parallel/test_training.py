@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
+from textwrap import dedent
 
 import caffe
 import mpi4py  # noqa: F401, without which there are no ranks
@@ -473,6 +474,27 @@ def test_evaluate_on_ranks_refuses_other_weights_of_one(one):
     assert (status, output) == (2, "")
     told = "error: the weights: rank 0 has CRC .*, rank 1 CRC .*; expected the same on all ranks.\n"
     assert re.fullmatch(f"python -m multilabel_softmax_loss evaluate: {told}", errors)
+
+
+def test_a_torn_batch_that_both_ranks_come_to_is_told_in_a_sentence(one, tmp_path):
+    """One of them evaluates it, the other one passes over it."""
+    layer = """
+        import caffe
+        class Reader(caffe.Layer):
+            def setup(self, bottom, top): self.batches = 0
+            def reshape(self, bottom, top): top[0].reshape(4, 5), top[1].reshape(4, CLASSES)
+            def forward(self, bottom, top):
+                self.batches += 1
+                if self.batches == 4: raise ValueError("torn")
+    """
+    (tmp_path / "reader.py").write_text(dedent(layer).replace("CLASSES", str(CLASSES)))
+    data = 'layer { name: "data" type: "Python" top: "data" top: "label" python_param { %s } }\n'
+    net = data % 'module: "reader" layer: "Reader"' + (one / "net.prototxt").read_text().split("\n", 4)[4]
+    (tmp_path / "net.prototxt").write_text(net)
+    words = ["-m", "multilabel_softmax_loss", "evaluate", "net.prototxt", last(one / "run"), "--iterations", "8"]
+    status, output, errors = finish(start_ranks(2, *words, folder=tmp_path, **FAST))
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r".* error: rank [01]: net.prototxt: ValueError: torn \(.*reader.py, line 8\)\n", errors)
 
 
 def test_predict_on_ranks_answers_as_one_process(tmp_path):
