@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -93,9 +93,7 @@ class ImageFinder:
     def find(self, name: str) -> str:
         """The path; that in the first root where there is none."""
         suffixes = ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES))
-        parts = plain(name).split("/")
-        ends = ["/".join(parts[k:]) for k in range(1, len(parts))]
-        for spelled in dict.fromkeys((name, plain(name), *filter(None, ends))):
+        for spelled, shortened in spellings(name):
             for suffix in suffixes:
                 for k, root in enumerate(self.roots):
                     path = os.path.join(root, spelled + suffix)
@@ -104,10 +102,10 @@ class ImageFinder:
                         self.suffix = suffix
                         if k:
                             self.roots.insert(0, self.roots.pop(k))  # the next one is likely there too
-                        if spelled in ends:
+                        if shortened:
                             self.shortened[path] = plain(name)
                         return path
-        found = None if ends else self.by_name(name)
+        found = None if "/" in plain(name) else self.by_name(name)
         if found and not is_image(name) and not found.endswith(self.suffix):
             found = None  # such as a mask
         return found or os.path.normpath(os.path.join(self.roots[0] if self.roots else "", name))
@@ -137,6 +135,14 @@ class ImageFinder:
 
 def plain(name: str) -> str:
     return os.path.normpath(name.replace("\\", "/"))
+
+
+def spellings(name: str) -> Iterator[Tuple[str, bool]]:
+    """How an image may be written from one of the roots: as given, with slashes, without its first folders (True)."""
+    yield name, False
+    parts = plain(name).split("/")
+    yield from [("/".join(parts), False)] if "\\" in name else []
+    yield from (("/".join(parts[k:]), True) for k in range(1, len(parts)))
 
 
 class Gathering:
