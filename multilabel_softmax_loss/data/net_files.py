@@ -133,6 +133,9 @@ layer {{  # row k is that of image k: the same batch_size, and no shuffling of o
 def train_val(facts: NetFacts) -> str:
     """The prototxt of a training net on converted data."""
     options = "\n    param_str: '{\"ignore_label\": -1}'  # unknown labels are -1" if facts.has_unknown else ""
+    loss = '"MultilabelSoftmaxLossLayer"  # or MultilabelSigmoidLossLayer: a question of its own for each class'
+    if facts.classes == 1:
+        loss = '"MultilabelSigmoidLossLayer"  # the softmax of one class is 1 whatever its score'
     between = ""
     if facts.target == "hdf5":
         between = f"""
@@ -155,7 +158,7 @@ layer {{
   loss_weight: 1  # Caffe gives a Python layer none by itself, and without it nothing is learned
   python_param {{
     module: "multilabel_softmax_loss"
-    layer: "MultilabelSoftmaxLossLayer"  # or MultilabelSigmoidLossLayer: a question of its own for each class{options}
+    layer: {loss}{options}
   }}
 }}
 """

@@ -195,6 +195,9 @@ class Gathering:
             if image is None:
                 self.ordered |= self.given is None
                 self.declared.append((source, set(values)))
+                if self.given is not None and 0 in values and len(values) != len(self.given):
+                    told = f"{source} has {len(values)} values for each image, and --classes names {len(self.given)}"
+                    raise UsageError(f"{told}; expected as many.")
                 for key in values:
                     self.column_of(key)
                 continue

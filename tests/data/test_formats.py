@@ -233,6 +233,10 @@ def test_classes_wanted_are_chosen_and_ordered_by_a_file(tmp_path):
     found = gather([source], classes=names)
     assert found.labels.classes == ["Mass", "Hernia"]
     assert any("1 classes are not in" in note and "Pleural Thickening (1)" in note for note in found.notes)
+    for values in ("0 1 1", "1"):
+        listed = sources.write_text(tmp_path / "values.txt", f"a.jpg {values}\n")
+        with pytest.raises(UsageError, match=f"has {len(values.split())} values for each image, and --classes names 2"):
+            gather([listed], classes=names, given="list-values")
     listed = sources.write_text(tmp_path / "list.txt", "a.jpg 0 1\nb.jpg 2\n")
     with pytest.raises(UsageError, match="class 2 is listed, and --classes names 2"):
         gather([listed], classes=names)

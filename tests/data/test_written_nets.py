@@ -81,11 +81,15 @@ def test_a_net_learns_the_same_from_all_that_is_written(source, tmp_path, capfd)
     assert 0.3 < found["hdf5"] < 1  # it has something to tell
 
 
-def test_what_to_type_next_can_be_typed():
+def test_one_class_has_a_loss_to_learn_from_and_what_to_type_next_can_be_typed():
     from multilabel_softmax_loss.data.images import Geometry
-    from multilabel_softmax_loss.data.net_files import NetFacts, next_steps
+    from multilabel_softmax_loss.data.net_files import NetFacts, next_steps, train_val
 
     facts = NetFacts("my tags", "lmdb", 4, {"train": 9, "val": 2}, [0.0], False, Geometry((64, 64)), False)
+    assert "MultilabelSoftmaxLossLayer" in train_val(facts).split("# ---- The end")[1]
+    assert "MultilabelSoftmaxLossLayer" not in train_val(
+        facts._replace(classes=1)
+    )  # from which one class learns nothing
     lines = [shlex.split(line) for line in next_steps(facts, "program").splitlines()]
     assert [line[:3] for line in lines[:2]] == [
         ["program", "train", "my tags/solver.prototxt"],
