@@ -112,6 +112,9 @@ def run(arguments: Any) -> int:
         print(f"missing     {len(missing):,} images{': ' + shortlist(missing) if missing else ''}")
         print("Nothing is written (--dry-run).")
         return 0
+    if not any(map(os.path.isfile, found.labels.paths)):
+        first = found.labels.paths[0]
+        raise UsageError(f"none of the images is there, such as {first}; say with --images where they are.")
     if arguments.resume and os.path.exists(os.path.join(arguments.out, conversion.REPORT)):
         print(f"{arguments.out} is complete already.")
         return 0

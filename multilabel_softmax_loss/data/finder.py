@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 
 from ..errors import UsageError
-from .stream import SUFFIXES, is_image
+from .stream import SUFFIXES, Say, is_image
+
+SPLIT = re.compile("(?<![a-z])(train|val|test)")  # where a word of a name begins
+
+
+def fits(folder: str, source: str) -> bool:
+    """Whether a folder may hold images of a source; that of another split may not: val.json has none in "train".
+
+    Images of several splits may have the same names.
+    """
+    splits = SPLIT.findall(os.path.splitext(os.path.basename(source))[0].lower())
+    return not splits or set(SPLIT.findall(folder.lower())) <= set(splits)
 
 
 class ImageFinder:
     """Finds the file of an image as annotations name it: as given, with a suffix added, without its first folders, or,
-    where it has no folder, by its name alone."""
+    where it has no folder, by its name alone.
 
-    def __init__(self, roots: Sequence[str], searched: str):
-        self.searched = searched
-        self.roots = [root for root in dict.fromkeys(map(os.path.normpath, roots)) if os.path.isdir(root)]
+    Parameters
+    ----------
+    source : the annotations, a file or a folder
+    usual : folders where images of its format are, from there; that of the source's own name is another
+    images : the folder that images are named from, in place of these
+    say : tells the user
+    """
+
+    def __init__(self, source: str, usual: Sequence[str], images: Optional[str], say: Say):
+        self.source, self.images, self.say = source, images, say
+        home = source if os.path.isdir(source) else os.path.dirname(source) or "."
+        own = os.path.splitext(os.path.basename(source))[0]
+        roots = [home, *(os.path.join(home, folder) for folder in (own, *usual) if fits(folder, source))]
+        self.searched = images or home
+        self.roots = list(filter(os.path.isdir, dict.fromkeys(map(os.path.normpath, [images] if images else roots))))
         self.suffix = ""
-        self.names: Optional[Dict[str, Optional[str]]] = None
+        self.names: Dict[bool, Dict[str, str]] = {}
         self.shortened: Dict[str, str] = {}  # what was found without its first folders
 
     def find(self, name: str) -> str:
         """The path; that in the first root where there is none."""
-        suffixes = ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES))
+        suffixes = ("",) if is_image(name) else dict.fromkeys((self.suffix, "", *SUFFIXES, *map(str.upper, SUFFIXES)))
         for spelled, shortened in spellings(name):
             for suffix in suffixes:
                 for k, root in enumerate(self.roots):
@@ -36,8 +60,6 @@ class ImageFinder:
                             self.shortened[path] = plain(name)
                         return path
         found = None if "/" in plain(name) else self.by_name(name)
-        if found and not is_image(name) and not found.endswith(self.suffix):
-            found = None  # such as a mask
         return found or os.path.normpath(os.path.join(self.roots[0] if self.roots else "", name))
 
     def check(self, names: Mapping[str, str]) -> None:
@@ -48,18 +70,26 @@ class ImageFinder:
                 raise UsageError(f"{path} would be both {name} and {other}; expected a file for each. See --images.")
 
     def by_name(self, name: str) -> Optional[str]:
-        """The only image of this name, with or without its suffix, anywhere below the folder searched."""
-        if self.names is None:
-            self.names = {}
+        """The image of this name, with or without its suffix, anywhere below the folder searched; None if any two of
+        its images have one name, as what is missing would be taken for another."""
+        whole = is_image(name)
+        if whole not in self.names:
+            found: Dict[str, str] = {}
             for path in self.below():
-                for key in dict.fromkeys((os.path.basename(path), os.path.splitext(os.path.basename(path))[0])):
-                    self.names[key] = None if key in self.names else path
-        return self.names.get(name)
+                key = os.path.basename(path)
+                key = key if whole else os.path.splitext(key)[0]
+                if found.setdefault(key, path) != path:
+                    told = f"{found[key]} and {path} have one name"
+                    self.say(f"{told}, so what is not right in {self.searched} is not looked for by its name alone.")
+                    found = {}
+                    break
+            self.names[whole] = found
+        return self.names[whole].get(name)
 
     def below(self) -> Iterable[str]:
         """All image files below the folder searched, each once."""
         for folder, folders, names in os.walk(self.searched):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if self.images or fits(name, self.source))
             yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(names) if is_image(name))
 
 

@@ -120,9 +120,7 @@ class Gathering:
         """Add one source; returns its format, and the rows of its images."""
         name = recognize(source, given)
         form = FORMATS[name]
-        home = source if os.path.isdir(source) else os.path.dirname(source) or "."
-        beside = [home, *(os.path.join(home, folder) for folder in form.images)]
-        finder = ImageFinder([images] if images else beside, images or home)
+        finder = ImageFinder(source, form.images, images, self.say)
         default = form.absent if absent is None else absent
         names: Dict[str, int] = {}
         found = set()

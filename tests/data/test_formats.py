@@ -262,14 +262,31 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
     sources.write_images(tmp_path / "photos", ["p2/v.jpg", "p3/a/w.jpg", "p3/b/w.jpg", "flat.jpg", "masks/m.png"])
     assert paths("p1/v.jpg", "p2/v.jpg") == ["p1/v.jpg", "p2/v.jpg"]  # the first is missing
     assert paths("set/p2/v.jpg", "set/p3/a/w.jpg") == ["p2/v.jpg", "p3/a/w.jpg"]  # without their first folder
-    assert paths("/home/of/flat.jpg", "v.jpg") == ["flat.jpg", "p2/v.jpg"]
-    assert paths("flat", "m") == ["flat.jpg", "m"]
+    assert paths("/home/of/flat.jpg") == paths("flat") == paths("./flat.jpg") == ["flat.jpg"]
+    assert paths("v.jpg", "m") == ["v.jpg", "m"]  # as there are two w.jpg, names alone do not tell which is meant
+    sources.write_images(tmp_path / "other", ["p2/v.jpg", "p3/w.JPG", "flat.PNG"])
+    assert paths("v.jpg", "w", "flat", images="other") == ["p2/v.jpg", "p3/w.JPG", "flat.PNG"]
     with pytest.raises(
         UsageError, match="flat.jpg would be both one/flat.jpg and two/flat.jpg; expected a file for each"
     ):
         paths("one/flat.jpg", "two/flat.jpg")
     with pytest.raises(UsageError, match="flat.jpg would be both flat.jpg and one/flat.jpg"):
         paths("flat.jpg", "one/flat.jpg")
+
+
+def test_images_of_another_split_are_not_taken(tmp_path):
+    """Splits whose images are numbered from 1 on each."""
+    content = json.dumps({"images": [], "annotations": [{"imageId": k, "labelId": [str(k)]} for k in "12"]})
+    validation = sources.write_text(tmp_path / "validation.json", content)
+    sources.write_images(tmp_path / "train", ["1.jpg", "2.jpg"])
+    assert [os.path.isfile(path) for path in gather([validation]).labels.paths] == [False, False]
+    sources.write_images(tmp_path / "validation", ["2.jpg"])
+    found = gather([sources.write_text(tmp_path / "train.json", content)], [validation])
+    assert found.from_val.tolist() == [False, False, True, True]
+    folders = [os.path.basename(os.path.dirname(path)) for path in found.labels.paths if os.path.isfile(path)]
+    assert folders == ["train", "train", "validation"]
+    latest = sources.write_text(tmp_path / "latest.json", content)
+    assert all(os.path.isfile(path) for path in gather([latest]).labels.paths)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "", " ", "caf\udce9"], ids=ascii)
