@@ -86,19 +86,19 @@ def caffe_contenders(shape):
     noise = rng.normal(size=shape).astype(np.float32)
     one, several = (Data(noise, rng.integers(0, shape[1], size=(shape[0], k, *shape[2:]))) for k in (1, SEVERAL))
     large = noise.size > LARGE
-    options = '{"label_format": "indices"}' if large else ""
 
-    def own(kind, data):
-        labels = data.index.astype(np.float32) if large else data.hot()
+    def own(kind, data, as_indices):
+        labels = data.index.astype(np.float32) if as_indices else data.hot()
+        options = '{"label_format": "indices"}' if as_indices else ""
         return CaffeLoss(data, labels, python_layer("multilabel_softmax_loss", f"Multilabel{kind}LossLayer", options))
 
     made = {
-        "ours, softmax": lambda: own("Softmax", one),
-        "ours, softmax, several labels": lambda: own("Softmax", several),
-        "ours, sigmoid": lambda: own("Sigmoid", one),
+        "ours, softmax": lambda: own("Softmax", one, True),
+        "ours, softmax, several labels": lambda: own("Softmax", several, large),
+        "ours, sigmoid": lambda: own("Sigmoid", one, large),
     }
     if not large:
-        index = one.index[:, 0].astype(np.float32)
+        index = one.index.astype(np.float32)
         made["SoftmaxWithLoss"] = lambda: CaffeLoss(one, index, native("SoftmaxWithLoss"))
         made["SigmoidCrossEntropyLoss"] = lambda: CaffeLoss(one, one.hot(), native("SigmoidCrossEntropyLoss"))
     if noise.size < LOOP_LIMIT:
