@@ -98,17 +98,17 @@ class SilentFolder(RunFolder):
     def __init__(self, folder: RunFolder, place: str):
         super().__init__(place, folder.prefix)
         self.snapshots = SilentSnapshots(place, folder.prefix)
-        self.snapshots.told = folder.path
+        self.snapshots.place = folder.path
 
     def save_best(self, net: Any, record: Dict[str, Any]) -> Dict[str, Any]:
         return record
 
 
 class SilentSnapshots(Snapshots):
-    told = ""  # the folder where rank 0 keeps them
+    place = ""  # the folder where rank 0 keeps them
 
     def save(self, solver: Any, scratch: str, record: Dict[str, Any]) -> str:
-        return os.path.join(self.told, f"{self.prefix}_iter_{solver.iter}.caffemodel")
+        return os.path.join(self.place, f"{self.prefix}_iter_{solver.iter}.caffemodel")
 
 
 def newest_for_all(folder: RunFolder) -> Dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, List, Sequence
 
 from ..errors import UsageError
 from ..files import write_text
+from ..nets.class_labels import MAKERS
 from ..nets.data_layers import sources
 from .terminal import warn
 
@@ -138,14 +139,7 @@ layer { name: "norm" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { u
 
 
 # Of each kind of layer, its parameters, which say how its weights begin.
-FILLED = {
-    "InnerProduct": "inner_product_param",
-    "Convolution": "convolution_param",
-    "Deconvolution": "convolution_param",
-    "Embed": "embed_param",
-    "LSTM": "recurrent_param",
-    "RNN": "recurrent_param",
-}
+FILLED = {**MAKERS, "LSTM": "recurrent_param", "RNN": "recurrent_param"}
 
 
 def layers_without_filler(net: Any) -> List[str]:

@@ -23,6 +23,8 @@ from ..data.stream import UNKNOWN
 from ..data.writers import WRITERS, hdf5_name, write_index
 from ..errors import UsageError, end_interrupted, shortlist
 from ..files import replacing, write_text
+from ..parallel.launcher import cores
+from .arguments import at_least_one
 from .child import PROGRAM, handling, run_in_child
 from .terminal import progress_bar
 
@@ -54,7 +56,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--to", choices=list(WRITERS), default="lmdb", help="what to write (default: %(default)s)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", metavar="W[xH]", help="resize to this width and height (default: 256x256)")
-    size.add_argument("--short-side", type=positive, metavar="S", help="resize the shorter side to S, keep the shape")
+    size.add_argument("--short-side", type=at_least_one, metavar="S", help="resize the shorter side, keep the shape")
     parser.add_argument("--gray", action="store_true", help="one channel in place of three")
     parser.add_argument("--encode", metavar="KIND", help="jpg:QUALITY, png or raw, in LMDBs (default: jpg:95)")
     split = parser.add_mutually_exclusive_group()
@@ -67,16 +69,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--bad-images", choices=("skip", "error"), default="skip", help="(default: %(default)s)")
     parser.add_argument("--max-bad", metavar="N|P%", default="1%", help="end if more are bad (default: 1%%)")
     parser.add_argument("--strict", action="store_true", help="decode each image twice, to find what is corrupted")
-    parser.add_argument("--jobs", type=positive, metavar="N", help="processes that decode (default: one per core)")
+    parser.add_argument("--jobs", type=at_least_one, metavar="N", help="processes that decode (default: one per core)")
     parser.add_argument("--resume", action="store_true", help="go on with what was begun in DIR")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
 
 
 def seed(text: str) -> int:
@@ -167,7 +162,7 @@ def make_plan(arguments: Any, found: Found, groups: List[List[int]]) -> Plan:
         orders(splits, arguments.seed, not arguments.no_shuffle),
         arguments.to,
         Recipe(geometry, arguments.gray, encoding, quality, arguments.strict),
-        arguments.jobs or cores(),
+        arguments.jobs or len(cores()),
         arguments.bad_images,
         most_bad(arguments.max_bad, images),
     )
@@ -180,8 +175,8 @@ def geometry_of(arguments: Any) -> Geometry:
         return Geometry(DEFAULT_SIZE)
     width, _, height = arguments.size.lower().partition("x")
     try:
-        return Geometry((positive(height or width), positive(width)))
-    except (ValueError, argparse.ArgumentTypeError) as error:
+        return Geometry((at_least_one(height or width), at_least_one(width)))
+    except argparse.ArgumentTypeError as error:
         raise UsageError(f"--size is {arguments.size!r}; expected such as 256, or 320x240 (width x height).") from error
 
 
@@ -207,10 +202,6 @@ def most_bad(text: str, images: int) -> int:
     if not 0 <= value <= max(images, 1) * (1 if text.endswith("%") else math.inf):
         raise UsageError(f"--max-bad is {text!r}; expected such as 1% or 20.")
     return int(value)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def identity(arguments: Any, plan: Plan) -> Dict[str, Any]:

@@ -9,12 +9,11 @@ import numpy as np
 
 from ..errors import UsageError, unknown_name
 from ..files import check_apart, check_output, write_text
+from ..nets.hdf5_lists import MOST_NUMBERS
 from ..nets.proof import TOLERANCE, Proof, prove, reference_net
 from ..nets.reading import read_prototxt
 from ..nets.surgery import Shape, deploy_head, deploy_net, input_names
 from .arguments import add_head_arguments
-
-LARGEST_BLOB = 2**31 - 1  # Caffe counts with an int
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss deploy train_val.prototxt --weights run/best.caffemodel
@@ -70,8 +69,8 @@ def parse_shape(text: str) -> Shape:
         raise UsageError(f"--input-shape is {text!r}; expected whole numbers such as 1,3,224,224.") from error
     if min(shape) < 1:
         raise UsageError(f"--input-shape is {text!r}; expected numbers of at least 1.")
-    if np.prod(shape, dtype=float) > LARGEST_BLOB:
-        raise UsageError(f"--input-shape is {text!r}; expected no more than {LARGEST_BLOB:,} numbers in all.")
+    if np.prod(shape, dtype=float) > MOST_NUMBERS:
+        raise UsageError(f"--input-shape is {text!r}; expected no more than {MOST_NUMBERS:,} numbers in all.")
     return shape
 
 
@@ -104,12 +103,8 @@ def deploy(
         print(f"{out} is not written.")
     else:
         write_text(out, text)
-        raw = (
-            f"; it leaves {head.scores!r} as they are, and makes no probabilities of them"
-            if head.activation == "none"
-            else ""
-        )
-        print(f"Written: {out}{raw}")
+        raw = f"; it leaves {head.scores!r} as they are, and makes no probabilities of them"
+        print(f"Written: {out}{raw if head.activation == 'none' else ''}")
     return proof.status
 
 

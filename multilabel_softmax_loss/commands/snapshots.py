@@ -21,8 +21,8 @@ from .scratch import scratch_folder
 
 SUFFIXES = {".caffemodel": ".solverstate", ".caffemodel.h5": ".solverstate.h5"}
 
-
-# In the path of the weights that a .solverstate of ours names: it means nothing to Caffe, which does not write it so.
+# Of the path of the weights that a .solverstate names, FOLDER/./NAME: Caffe reads it as FOLDER/NAME, and never writes
+# it so, which tells ours from its own.
 OUR_SIGN = "."
 
 

@@ -212,7 +212,7 @@ class SeededSolver:
     def share_gradients(self) -> None:
         """Put the gradients of this iteration right; Caffe calls this before it changes the weights."""
         batches = len(self.noted)
-        self.told = self.weights.add_up(
+        self.sums = self.weights.add_up(
             "diff",
             window.scale(),
             lambda sums: window.rest(sums[1], batches),
@@ -243,7 +243,7 @@ class SeededSolver:
 
     def iteration_losses(self) -> Dict[str, float]:
         """The losses of the iteration by name: sums of what each batch of each rank contributes."""
-        asked, whole, *sums = self.told if self.shares else self.numbers()
+        asked, whole, *sums = self.sums if self.shares else self.numbers()
         self.asked = bool(asked)
         batches, late = len(self.noted), self.owners if self.is_late and whole else ()
         rest = window.rest(whole, batches)

@@ -32,7 +32,7 @@ class TestNet:
 
     def __init__(self, solver: SeededSolver, number: int, k: Optional[int], positive_above: Optional[float] = None):
         self.solver, self.number, self.positive_above = solver, number, positive_above
-        self.told = False
+        self.has_told = False  # why there are no metrics
         self.net: Any = solver.make_test_net(number)
         self.batches = solver.file.tests[number].batches
         layers = solver.file.tests[number].net.layer
@@ -98,9 +98,9 @@ class TestNet:
         try:
             truth = positives(labels, known, str(head.labels), self.positive_above)
         except UsageError as error:
-            if not self.told:
+            if not self.has_told:
                 say(f"No metrics of the TEST net: {error}")
-            self.told = True
+            self.has_told = True
             return []
         if not truth.any():
             say(f"The TEST net's {head.labels!r} holds no positive label in {len(truth)} samples: no mAP.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from .. import __version__
+from ..parallel.launcher import cores
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -50,11 +51,11 @@ def kernels_line() -> str:
 
 
 def threads() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(cores())
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():
-            return f"{os.environ[name]}, as {name} says, on {cores} cores"
-    return f"{cores}, one for each core"
+            return f"{os.environ[name]}, as {name} says, on {count} cores"
+    return f"{count}, one for each core"
 
 
 def version_of(module: str) -> Optional[str]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..errors import UsageError, shortlist
 from ..files import replacing, stands_for, write_text
+from ..nets.hdf5_lists import MOST_NUMBERS
 from .decoding import CHUNK, Decoded, Decoders, Recipe
 from .source import Labels
 from .writers import WRITERS, Block, Prepared, volume, writing
 
 OPTIONS, PROGRESS, REPORT, LOCK = "convert.json", "progress.npz", "report.json", ".lock"
 BLOCK = 1000
-LARGEST_FILE = 2**31 - 1  # numbers that Caffe reads of an HDF5 file
 
 
 class Plan(NamedTuple):
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
         size = self.recipe.geometry.size
         if self.target != "hdf5" or size is None:
             return BLOCK
-        return max(min(BLOCK, LARGEST_FILE // (self.recipe.channels * size[0] * size[1])), 1)
+        return max(min(BLOCK, MOST_NUMBERS // (self.recipe.channels * size[0] * size[1])), 1)
 
 
 class Progress:

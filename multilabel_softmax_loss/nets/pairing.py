@@ -11,12 +11,11 @@ from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, S
 
 from ..errors import UsageError, warn
 from .databases import database_keys
+from .heads import PYTHON_LOSSES
 from .text_lists import listed_images
 
 READERS = {"HDF5Data": "hdf5_data_param", "Data": "data_param", "ImageData": "image_data_param"}
 RESHAPING = ("Split", "Slice", "Concat", "Reshape", "Flatten", "Permute", "Power", "Reduction", "Tile", "ArgMax")
-OWN_LOSSES = ("MultilabelSoftmaxLossLayer", "MultilabelSigmoidLossLayer")
-
 SAME_KEYS = "Write both in one order, with keys of one width, as b'%08d' % k."
 
 Parts = List[FrozenSet[int]]  # of a blob, along its first axis: the places of the layers that each comes from
@@ -75,7 +74,7 @@ def groups(layers: Sequence[Any], meeting: Sequence[Tuple[str, str]] = ()) -> Li
 
 
 def is_meeting(layer: Any, plain: Sequence[bool]) -> bool:
-    if layer.type == "Python" and layer.python_param.layer not in OWN_LOSSES:
+    if layer.type == "Python" and layer.python_param.layer not in PYTHON_LOSSES:
         return any(plain)
     return layer.type not in ("Silence", "HDF5Output")
 
@@ -149,14 +148,14 @@ def read_order(keys: Sequence[str], listed: bool) -> Order:
     numbered = [re.fullmatch(r"(\d{5,})_(.+)", key, re.S) for key in keys]  # as convert_imageset writes them
     if all(numbered):
         numbers, names = zip(*(match.groups() for match in numbered if match))
-        return Order([str(int(number)) for number in numbers], cores(names), listed)
+        return Order([str(int(number)) for number in numbers], bare_names(names), listed)
     stems = [os.path.splitext(key)[0] for key in keys]
     if all(re.fullmatch(r"\d+", stem, re.A) for stem in stems):
         return Order([str(int(stem)) for stem in stems], None, listed)
-    return Order(None, cores(keys), listed)
+    return Order(None, bare_names(keys), listed)
 
 
-def cores(names: Sequence[str]) -> List[str]:
+def bare_names(names: Sequence[str]) -> List[str]:
     """Names without their suffix and without what all begin and end with: "img/007_rgb.jpg" and "seg/007.png" are 7."""
     stems = [os.path.splitext(name)[0] for name in names]
     start = common_start(stems)

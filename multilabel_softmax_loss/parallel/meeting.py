@@ -69,7 +69,7 @@ class Meeting:
         self.words: List[str] = []  # why this rank ends
         self.agreed = False  # all ranks know that they end now
         self.process: Optional[subprocess.Popen] = None
-        self.told = False  # the other ranks of a fault here
+        self.has_told = False  # the other ranks of a fault here
         self.answers: Dict[int, str] = {}
         self.sent: List[Any] = []  # messages, kept until they are read
         self.threads = self.count_threads()
@@ -168,8 +168,8 @@ class Meeting:
 
     def tell_fault(self, status: int, speaker: int) -> None:
         """Tell the other ranks, busy as they may be, that all end now."""
-        if not self.told:
-            self.told = True
+        if not self.has_told:
+            self.has_told = True
             for other in range(self.size):
                 if other != self.rank:
                     self.sent.append(self.comm.isend((status, speaker), other, FAULT))
