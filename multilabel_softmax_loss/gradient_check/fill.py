@@ -6,7 +6,7 @@ KINDS = "gaussian, uniform, multihot, index:C or a .npy file"
 
 
 def fill_inputs(net, inputs, fill, random) -> None:
-    """Put something into the blobs of Input layers, which otherwise hold zeros."""
+    """Fill the blobs `inputs` of a net as `fill` says, a kind by blob; a ValueError unless it names just these."""
     for blob in fill:
         if blob not in inputs:
             raise ValueError(f"--fill names {blob!r}; the net's Input blobs are {', '.join(inputs) or 'none'}.")

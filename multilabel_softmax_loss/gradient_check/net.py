@@ -1,4 +1,4 @@
-"""The gradient checker for the Python layers of a whole net, and its command `check-gradient`.
+"""The gradient checker for the Python layers of a whole net.
 
 The net runs forward once, layer by layer; every Python layer is then checked on its own, on the data it was given.
 """
@@ -19,18 +19,10 @@ from .subject import RAISED, Circumstances, does_nothing, raised
 
 STATUS = {"pass": 0, "fail": 1, "inconclusive": 3}
 REFUSALS = {"raises", "raises-in-setup", "raises-in-reshape", "raises-in-forward"}  # there is no gradient to judge
-
-
 # Layers that fill their tops before every forward, and do not look at them in backward.
 MADE_ANEW = {
-    "Data",
-    "HDF5Data",
-    "ImageData",
-    "WindowData",
-    "MemoryData",
-    "InnerProduct",
-    "Convolution",
-    "Deconvolution",
+    *("Data", "HDF5Data", "ImageData", "WindowData", "MemoryData"),
+    *("InnerProduct", "Convolution", "Deconvolution"),
 }
 
 
@@ -202,7 +194,7 @@ def check_place(place: Place, limits: Limits) -> Union[GradientReport, str]:
         tuple(weights) if wanted else (1.0,) + (0.0,) * (len(weights) - 1),
         tuple(place.wrt() or (() if place.parameters else (0,))),
     )  # fmt: skip
-    report = check_spec(spec, place.bottoms, place.parameters, circumstances(place), limits, subject(layer))
+    report = check_spec(spec, place.bottoms, place.parameters, circumstances(place), limits, title(layer))
     if not wanted:
         if "raises-in-backward" in report.names:
             return f"nothing asks for its backward, which raises {report.findings[0].partition(': ')[2]}"
@@ -233,10 +225,10 @@ def circumstances(place: Place) -> Circumstances:
 
 
 def failed(layer, finding, verdict, limits) -> GradientReport:
-    return GradientReport(subject(layer), verdict, findings=[finding], tolerance=limits.tolerance)
+    return GradientReport(title(layer), verdict, findings=[finding], tolerance=limits.tolerance)
 
 
-def subject(layer) -> str:
+def title(layer) -> str:
     return f"{layer.name} ({layer.python_param.module}.{layer.python_param.layer})"
 
 

@@ -101,7 +101,7 @@ def written_data(subject: Subject, runner: Runner, sentence: str) -> Iterator[Fi
     for i, array in enumerate(subject.arrays):
         if not np.array_equal(runner.bottoms[i].data, array.astype(runner.dtype), equal_nan=True):
             harm = i not in subject.circumstances.private
-            changed = sentence.format(i) + (", which other layers read, forth and back." if harm else ".")
+            changed = sentence.format(i) + (", which other layers read in forward and backward." if harm else ".")
             otherwise = "Harmless here: no other layer reads it, and it is made anew for every forward."
             yield breach("writes-bottom-data", changed, harm, otherwise)
 

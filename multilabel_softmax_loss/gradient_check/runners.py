@@ -105,7 +105,7 @@ class Runner:
         return [self.tops[i].data.copy() for i in range(len(self.tops))]
 
     def backward(self, top_diffs, propagate, fill=0.0) -> List[np.ndarray]:
-        """Diffs of bottoms and learnable blobs, whose memory holds `fill` before (the latter: 0, as they add up)."""
+        """Diffs of bottoms and learnable blobs. Before, the former hold `fill`, the latter 0, as layers add to them."""
         for i in range(len(self.tops)):
             self.tops[i].diff[...] = top_diffs[i]
         for i in range(len(self.bottoms)):

@@ -66,7 +66,7 @@ def settle(objective: Objective, probe: Probe, unit: float, claim: float, rough:
 
 
 def least_step(objective, probe, unit) -> float:
-    """Below it x itself is rounded too much."""
+    """The step below which the rounding of x itself hides the slope."""
     moved = np.abs(objective.x.flat[probe.index] if probe.vector is None else objective.x[probe.vector != 0])
     farthest = float(np.max(moved, initial=0))
     return 32 * float(np.spacing(farthest)) if farthest else FINEST * unit

@@ -87,7 +87,7 @@ class Objective:
         largest = float(each.max(initial=0)) or 1.0
         rounding = largest * math.sqrt(float(np.sum((each / largest) ** 2)) / 12)  # whose squares may underflow
         rounding = rounding or largest * float(each.any())
-        finite = [jitter for jitter in jitters if math.isfinite(jitter)]
+        finite = [value for value in jitters if math.isfinite(value)]
         measured = self.without_bends(float(np.median(finite)) if finite else 0.0, rounding, random, deadline)
         return max(rounding, 1.5 * measured, quantum(far) / math.sqrt(12))
 
@@ -167,15 +167,15 @@ class Probe:
             return float(gradient.flat[self.index])
         return float(np.vdot(gradient[self.vector != 0], self.vector[self.vector != 0]))
 
-    def step(self, x, size) -> float:
-        """The unit of the ladder of steps."""
+    def unit(self, size) -> float:
+        """The unit of the ladder of steps, by the sizes of the coordinates."""
         return size.flat[self.index] if self.vector is None else float(np.median(size))
 
     def pair(self, x, step):
-        """x moved forth and back, rounded to its dtype; the distance there really is between the two, and how uneven.
+        """x moved one way and the other, rounded to its dtype; the distance that the two really have, and how uneven.
 
-        The latter is by how much the way forth differs from the way back, as a multiple of the direction's length, and
-        at least a rounding of x in float64, such as happens within a function.
+        Uneven is by how much one way is longer than the other, as a multiple of the direction's length, and at least a
+        rounding of x in float64, such as happens within a function.
         """
         if self.vector is None:
             plus, minus = x.copy(), x.copy()
@@ -236,7 +236,7 @@ class Slopes:
     def add(self, probes) -> None:
         unknown = np.full((len(LADDER), len(probes)), np.nan)
         self.probes = self.probes + probes
-        self.unit = np.append(self.unit, [probe.step(self.objective.x, self.size) for probe in probes])
+        self.unit = np.append(self.unit, [probe.unit(self.size) for probe in probes])
         self.central, self.jump = np.hstack([self.central, unknown]), np.hstack([self.jump, unknown])
         self.uneven = np.hstack([self.uneven, unknown])
         self.tried = np.hstack([self.tried, np.isfinite(unknown)])

@@ -41,9 +41,9 @@ class FusedBlobs:
     def add_up(
         self, kind: str, scale: float, rest: Callable[[np.ndarray], float], numbers: Sequence[float], name: str
     ) -> np.ndarray:
-        """Have the blobs be the sum over the ranks of what they are times `scale`, each rank's own, times `rest`.
+        """Replace the blobs by their sum over the ranks, times ``rest(sums)``; each rank's count `scale` times.
 
-        That is a function of the sums of the ranks' `numbers`, which are told along with the blobs, and returned.
+        `sums` are those of the ranks' `numbers`, which travel along with the blobs, and are returned.
         """
         if self.ranks.size == 1:
             sums = np.array(numbers, np.float64)

@@ -118,8 +118,8 @@ class Hub(Meeting):
             for start in range(0, count, CHUNK):
                 chunk = array[start : start + CHUNK]
                 summing = do == "sum"
-                request = self.comm.Iallreduce(self.mpi.IN_PLACE, chunk) if summing else self.comm.Ibcast(chunk, 0)
-                self.finish_large(request, name)
+                step = self.comm.Iallreduce(self.mpi.IN_PLACE, chunk) if summing else self.comm.Ibcast(chunk, 0)
+                self.finish_large(step, name)
         return told[:, : len(numbers)]
 
     def map(self, name: str, size: int) -> None:
