@@ -87,12 +87,13 @@ class Gathering:
         self.given = classes
         self.columns: Dict[Any, int] = {name: k for k, name in enumerate(classes or [])}
         self.ordered = classes is not None
-        self.left_out: Counter = Counter()
+        self.left_out: Counter = Counter()  # how many images have each class that is not wanted
         self.paths: List[str] = []
         self.rows: Dict[str, int] = {}
         self.times = array("i")  # how often an image was told
         self.row, self.column, self.value = array("i"), array("i"), array("f")
         self.notes = notes
+        self.finder: Any = None  # of the source read last
         self.clashes: List[str] = []
         self.declared: List[Tuple[str, Set[Any]]] = []  # the classes that sources tell of before their images
 
@@ -108,7 +109,7 @@ class Gathering:
         column = self.columns.get(name)
         if column is None:
             if self.given is not None:
-                self.left_out[name] += 1
+                self.left_out[name] += 0
                 return None
             check_name(name)
             column = self.columns[name] = len(self.columns)
@@ -123,7 +124,7 @@ class Gathering:
         finder = ImageFinder(source, form.images, images, self.say)
         default = form.absent if absent is None else absent
         names: Dict[str, int] = {}
-        found = set()
+        self.finder = finder
         for image, values in form.read(source, self.say):
             if image is None:
                 self.ordered |= self.given is None
@@ -137,7 +138,6 @@ class Gathering:
             row = names.get(image)
             if row is None:
                 path = finder.find(image)
-                found.add(path)
                 row = names[image] = self.rows.setdefault(path, len(self.paths))
                 if row == len(self.paths):
                     self.paths.append(path)
@@ -145,15 +145,13 @@ class Gathering:
             self.times[row] += 1
             for key, value in values.items():
                 column = self.column_of(key)
-                if column is not None and not (form.complete and value == default):
+                if column is None:
+                    self.left_out[key] += value > 0
+                elif not (form.complete and value == default):
                     self.row.append(row)
                     self.column.append(column)
                     self.value.append(value)
         finder.check({image: self.paths[row] for image, row in names.items()} if finder.shortened else {})
-        if images:
-            unused = [path for path in finder.below() if path not in found]
-            if unused:
-                self.say(f"{len(unused):,} images in {images} have no row and are left out: {shortlist(unused)}.")
         return name, set(names.values())
 
     def labels(self, absent: float, complete: bool) -> Labels:
@@ -250,6 +248,9 @@ def gather(
     )
     if not labels.paths or not labels.classes:
         raise UsageError(f"{sources[0]} holds no {'classes' if labels.paths else 'images'}.")
+    if not (labels.values > 0).any():
+        others = f"; the classes that it has are not in {classes}: " + shortlist(map(str, gathering.left_out))
+        raise UsageError(f"no image of {sources[0]} has a label{others if gathering.left_out else ''}.")
     notes += remarks(gathering, labels, both, classes)
     from_val = np.zeros(len(labels.paths), bool)
     from_val[images_before:] = True
@@ -259,6 +260,11 @@ def gather(
 def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optional[str]) -> List[str]:
     """What is to be said of sources taken together; `both` are rows of the source and of --val."""
     notes: List[str] = []
+    images = gathering.finder.images
+    if images:
+        unused = [path for path in gathering.finder.below() if path not in gathering.rows]
+        if unused:
+            notes.append(f"{len(unused):,} images in {images} have no row and are left out: {shortlist(unused)}.")
     if both:
         listed = shortlist(gathering.paths[row] for row in sorted(both))
         notes.append(f"{len(both):,} images of --val are in the source too, and train: {listed}.")
@@ -274,6 +280,8 @@ def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optio
             f"{len(gathering.clashes):,} images are told twice and differently; what differs is taken for unknown: "
             f"{shortlist(gathering.clashes)}."
         )
+    if labels.absent == UNKNOWN and not (labels.values == 0).any():
+        notes.append("no class is known to be absent from any image, so a net cannot learn to tell classes apart.")
     if gathering.left_out:
         listed = shortlist(f"{name} ({count:,})" for name, count in gathering.left_out.most_common())
         notes.append(f"{len(gathering.left_out)} classes are not in {classes} and are left out: {listed}.")

@@ -233,6 +233,12 @@ def test_classes_wanted_are_chosen_and_ordered_by_a_file(tmp_path):
     found = gather([source], classes=names)
     assert found.labels.classes == ["Mass", "Hernia"]
     assert any("1 classes are not in" in note and "Pleural Thickening (1)" in note for note in found.notes)
+    columns = gather([sources.csv_columns(tmp_path)], classes=sources.write_text(tmp_path / "one.txt", "Edema\n"))
+    assert any("Pneumonia (1)" in note for note in columns.notes)
+    with pytest.raises(
+        UsageError, match=r"no image of \S* has a label; the classes that it has are not in \S*: Mass, Pl"
+    ):
+        gather([source], classes=sources.write_text(tmp_path / "case.txt", "mass\n"))
     for values in ("0 1 1", "1"):
         listed = sources.write_text(tmp_path / "values.txt", f"a.jpg {values}\n")
         with pytest.raises(UsageError, match=f"has {len(values.split())} values for each image, and --classes names 2"):
@@ -242,8 +248,10 @@ def test_classes_wanted_are_chosen_and_ordered_by_a_file(tmp_path):
         gather([listed], classes=names)
 
 
-def test_images_without_a_row_are_counted(tmp_path):
-    found = gather([sources.csv_tags(tmp_path)], images=str(tmp_path / "images"))
+def test_images_that_no_row_of_any_source_has_are_counted(tmp_path):
+    other = sources.write_text(tmp_path / "other.csv", "image,tags\nother.jpg,x\n")
+    sources.write_image(tmp_path / "images" / "other.jpg")
+    found = gather([sources.csv_tags(tmp_path), other], images=str(tmp_path / "images"))
     assert any(note.startswith("1 images in") and "unlisted.jpg" in note for note in found.notes)
 
 
@@ -251,6 +259,9 @@ def test_absent_classes_may_be_unknown(tmp_path):
     found = gather([sources.csv_columns(tmp_path)], absent=UNKNOWN)
     assert told(found)[str(tmp_path / "images" / "p3" / "view1.jpg")] == [0, 1]
     assert told(found)[str(tmp_path / "images" / "p1" / "view1.jpg")] == [UNKNOWN, UNKNOWN]
+    useless = "no class is known to be absent from any image"
+    assert useless not in "".join(found.notes)
+    assert useless in "".join(gather([sources.csv_tags(tmp_path)], absent=UNKNOWN).notes)
 
 
 def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
