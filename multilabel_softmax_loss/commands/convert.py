@@ -30,6 +30,7 @@ from .terminal import progress_bar
 
 WITHOUT_CAFFE = True  # but for the proof at the end
 DEFAULT_SIZE = (256, 256)
+SMALLEST = 8  # side of an image
 FEW = 8  # images at once in the proof in Caffe
 
 EXAMPLE = """example:
@@ -170,14 +171,22 @@ def make_plan(arguments: Any, found: Found, groups: List[List[int]]) -> Plan:
 
 def geometry_of(arguments: Any) -> Geometry:
     if arguments.short_side:
-        return Geometry(short_side=arguments.short_side)
-    if arguments.size is None:
-        return Geometry(DEFAULT_SIZE)
-    width, _, height = arguments.size.lower().partition("x")
-    try:
-        return Geometry((at_least_one(height or width), at_least_one(width)))
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--size is {arguments.size!r}; expected such as 256, or 320x240 (width x height).") from error
+        geometry = Geometry(short_side=arguments.short_side)
+    elif arguments.size is None:
+        geometry = Geometry(DEFAULT_SIZE)
+    else:
+        width, _, height = arguments.size.lower().partition("x")
+        try:
+            geometry = Geometry((at_least_one(height or width), at_least_one(width)))
+        except argparse.ArgumentTypeError as error:
+            expected = "expected such as 256, or 320x240 (width x height)"
+            raise UsageError(f"--size is {arguments.size!r}; {expected}.") from error
+    side = geometry.short_side or min(geometry.size or (SMALLEST,))
+    if side < SMALLEST:
+        raise UsageError(
+            f"images would be {side} wide or high; expected at least {SMALLEST}, for the net to be written."
+        )
+    return geometry
 
 
 def encoding_of(arguments: Any) -> Tuple[str, int]:

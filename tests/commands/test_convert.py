@@ -293,6 +293,8 @@ def test_a_split_file_that_cannot_be_meant_so_is_a_sentence(tmp_path, capsys):
     "words, message",
     [
         (["--size", "0"], "--size is '0'"),
+        (["--size", "64x7"], "would be 7 wide or high; expected at least 8"),
+        (["--short-side", "1"], "would be 1 wide or high; expected at least 8"),
         (["--size", "axb"], "--size is 'axb'"),
         (["--encode", "tiff"], "--encode is 'tiff'"),
         (["--encode", "jpg:101"], "quality from 1 to 100"),
