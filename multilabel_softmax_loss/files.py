@@ -152,6 +152,13 @@ def reserve(folder: str, lengths: Sequence[int], start: int = 0) -> None:
             os.posix_fallocate(file.fileno(), start, length)
 
 
+def file_in_memory() -> Any:
+    """A file for processes to share, which ends with them; not in /dev/shm, which a container may have 64 MB of."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("shared"), "r+b")
+    return tempfile.TemporaryFile()
+
+
 def open_file(path: str, mode: str = "r", **options: Any) -> Any:
     """Open a file to read it, as `open` does; an OSError for a pipe or a device, which may have no end."""
     kind = os.stat(path).st_mode

@@ -24,7 +24,6 @@ def describe(file: SolverFile) -> Dict[str, Any]:
     """The fields of the solver, the layers of its train net, and the data of all nets, as JSON can hold them."""
     param = file.param
     solver = {name: plain(getattr(param, name)) for name in FIELDS}
-    solver["type"] = solver_type(param)
     if param.lr_policy == "poly":
         solver["max_iter"] = param.max_iter
     return {
@@ -41,15 +40,6 @@ def plain(value: Any) -> Any:
 
 def shown(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else value  # the fields of a solver are of float32
-
-
-def solver_type(param: Any) -> str:
-    """The type of a solver, also where it is given as before Caffe 1.0, as a solver_type."""
-    if not param.HasField("solver_type"):
-        return param.type
-    names = {"SGD": "SGD", "NESTEROV": "Nesterov", "ADAGRAD": "AdaGrad", "RMSPROP": "RMSProp"}
-    old = param.DESCRIPTOR.fields_by_name["solver_type"].enum_type.values_by_number[param.solver_type].name
-    return {**names, "ADADELTA": "AdaDelta", "ADAM": "Adam"}[old]
 
 
 def describe_data(layer: Any) -> Dict[str, Any]:

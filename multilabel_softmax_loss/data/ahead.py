@@ -12,7 +12,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from contextlib import suppress
 from typing import Any, Deque, List, NamedTuple, Optional, Tuple
@@ -20,6 +19,7 @@ from typing import Any, Deque, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from ..errors import UsageError
+from ..files import file_in_memory
 from .feed import Feed, Task, prepare
 from .images import prepare_process
 
@@ -98,7 +98,9 @@ class Ahead:
 
     def start(self, count: int) -> None:
         shape = (count * PER_WORKER, self.options.batch_size, *self.options.shape)
-        with memory(int(np.prod(shape)) * 4) as handle:
+        with file_in_memory() as file:  # which is not needed once all have mapped it
+            handle = file.fileno()
+            file.truncate(int(np.prod(shape)) * 4)
             self.slots = shared(handle, shape)
             for _ in range(count):
                 process = subprocess.Popen(
@@ -183,25 +185,6 @@ class Ahead:
 
     def __del__(self) -> None:
         self.close()
-
-
-class memory:
-    """A file descriptor of so many shared bytes; a context manager, as it is not needed once all have mapped it."""
-
-    def __init__(self, size: int):
-        self.handle = os.memfd_create("images") if hasattr(os, "memfd_create") else self.file()
-        os.ftruncate(self.handle, size)
-
-    @staticmethod
-    def file() -> int:
-        with tempfile.TemporaryFile() as file:
-            return os.dup(file.fileno())
-
-    def __enter__(self) -> int:
-        return self.handle
-
-    def __exit__(self, *ignored: Any) -> None:
-        os.close(self.handle)
 
 
 def default_workers() -> int:

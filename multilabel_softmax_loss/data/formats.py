@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from glob import glob
+from glob import escape, glob
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -22,7 +22,7 @@ from .tables import (
     read_open_images,
     tag_column,
 )
-from .text import glob_escape, head, lines, reading
+from .text import head, lines, reading
 
 # PASCAL VOC
 
@@ -35,7 +35,7 @@ def voc_folder(path: str, *parts: str) -> str:
 def voc_sets(path: str) -> Dict[str, List[str]]:
     """The files of ImageSets/Main by class; those of "train" and "val" left out where "trainval" has both."""
     found: Dict[str, List[str]] = {}
-    for name in sorted(glob(os.path.join(glob_escape(voc_folder(path, "ImageSets", "Main")), "*_*.txt"))):
+    for name in sorted(glob(os.path.join(escape(voc_folder(path, "ImageSets", "Main")), "*_*.txt"))):
         stem, part = os.path.basename(name)[:-4].rsplit("_", 1)
         if part in ("train", "val", "trainval", "test"):
             found.setdefault(stem, []).append(name)
@@ -68,7 +68,7 @@ def read_voc_main(path: str, say: Say) -> Stream:
 
 
 def voc_annotations(path: str) -> List[str]:
-    return sorted(glob(os.path.join(glob_escape(voc_folder(path, "Annotations")), "*.xml")))
+    return sorted(glob(os.path.join(escape(voc_folder(path, "Annotations")), "*.xml")))
 
 
 def read_voc_xml(path: str, say: Say) -> Stream:
@@ -122,8 +122,8 @@ def read_celeba(path: str, say: Say) -> Stream:
 
 def nus_wide_files(path: str) -> Tuple[str, List[str]]:
     """The list of images, and the files of one label per line beside it."""
-    images = glob(os.path.join(glob_escape(path), "ImageList", "Imagelist.txt"))
-    labels = sorted(glob(os.path.join(glob_escape(path), "Groundtruth", "AllLabels", "Labels_*.txt")))
+    images = glob(os.path.join(escape(path), "ImageList", "Imagelist.txt"))
+    labels = sorted(glob(os.path.join(escape(path), "Groundtruth", "AllLabels", "Labels_*.txt")))
     return (images[0] if images else ""), labels
 
 

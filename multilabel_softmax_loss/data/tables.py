@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from glob import glob
+from glob import escape, glob
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from ..errors import UsageError, shortlist
 from .stream import UNKNOWN, Say, Stream, declared, is_image
-from .text import glob_escape, number_of, table
+from .text import number_of, table
 
 OPEN_IMAGES = ("ImageID", "LabelName", "Confidence")
 NO_LABEL = "no finding"  # the tag of radiologists for an image without any
@@ -151,7 +151,7 @@ def read_open_images(path: str, say: Say) -> Stream:
     if columns is None or not is_open_images(columns):
         raise UsageError(f"{path} has no columns {', '.join(OPEN_IMAGES)}; expected a CSV of verified labels.")
     image, label, confidence = (columns.header.index(name) for name in OPEN_IMAGES)
-    descriptions = sorted(glob(os.path.join(glob_escape(os.path.dirname(path) or "."), "*class-descriptions*.csv")))
+    descriptions = sorted(glob(os.path.join(escape(os.path.dirname(path) or "."), "*class-descriptions*.csv")))
     names = {row[0]: row[1].strip() for file in descriptions for row in table(file) if len(row) > 1}
     uses = Counter(names.values())
     names = {code: name if uses[name] == 1 else f"{name} ({code})" for code, name in names.items()}

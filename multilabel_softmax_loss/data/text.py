@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Iterator, List, Tuple
@@ -59,10 +58,6 @@ def table(path: str) -> Iterator[List[str]]:
             yield from filter(any, rows)
         except csv.Error as error:
             raise csv.Error(f"line {rows.line_num}: {error}") from error
-
-
-def glob_escape(path: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def number_of(text: str) -> Any:

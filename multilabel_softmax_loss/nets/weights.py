@@ -24,7 +24,6 @@ def load_net(net: Any, path: str, phase: str = "TEST", weights: Optional[str] = 
     import caffe
 
     caffe.set_random_seed(0)
-
     if weights is not None:
         stored = read_weights(weights)
     check_python_layers(phase_layers(net, phase), path)

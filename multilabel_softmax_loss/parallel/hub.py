@@ -6,7 +6,6 @@ import mmap
 import os
 import socket
 import subprocess
-import tempfile
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -14,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
+from ..files import file_in_memory
 from .launcher import environment_of_child, has_terminal
 from .meeting import BUSY, END, STEP, Ended, Fault, Meeting
 
@@ -38,13 +38,6 @@ class Place(NamedTuple):
     pipe: int
     memory: int
     has_terminal: bool
-
-
-def file_in_memory() -> Any:
-    """A file for processes to share, which ends with them; /dev/shm may be small, of 64 MB in a container of Docker."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("ranks"), "r+b")
-    return tempfile.TemporaryFile()
 
 
 class Hub(Meeting):

@@ -12,7 +12,8 @@ import pytest
 from support.ranks import TESTS, finish, run_job, start_ranks
 
 from multilabel_softmax_loss.errors import UsageError
-from multilabel_softmax_loss.parallel.hub import Hub, file_in_memory
+from multilabel_softmax_loss.files import file_in_memory
+from multilabel_softmax_loss.parallel.hub import Hub
 from multilabel_softmax_loss.parallel.launcher import environment_of_child, import_mpi, launched
 from multilabel_softmax_loss.parallel.ranks import Ranks
 

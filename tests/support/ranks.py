@@ -105,7 +105,7 @@ def sums(arguments):
     assert ranks.everyone("x" * ranks.rank, "everyone") == ["x" * rank for rank in range(ranks.size)]
     assert ranks.any(ranks.rank == 1, "any")
     warn("a doubt")
-    seen = sum("/memfd:ranks" in line for line in Path(f"/proc/{os.getppid()}/maps").read_text().splitlines())
+    seen = sum("/memfd:shared" in line for line in Path(f"/proc/{os.getppid()}/maps").read_text().splitlines())
     threads = os.environ["OMP_NUM_THREADS"]
     say(f"all well; the hub sees {seen} memories; {threads} threads; a terminal: {ranks.has_terminal}")
     return 0
