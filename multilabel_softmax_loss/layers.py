@@ -284,9 +284,8 @@ class MultilabelImageDataLayer(caffe.Layer):
         check_count(self, "bottom", len(bottom), "none", (0,))
         check_count(self, "top", len(top), "2 (images, labels)", (2,))
         self.options = parse_options(self, ImageDataOptions)
-        train = self.phase == caffe.TRAIN
-        share = (caffe.solver_rank(), caffe.solver_count()) if train else (0, 1)
-        self.batches = Ahead(Feed(self.options, train, share), self.options.workers)
+        share = caffe.solver_rank(), caffe.solver_count()
+        self.batches = Ahead(Feed(self.options, self.phase == caffe.TRAIN, share), self.options.workers)
 
     def reshape(self, bottom: Any, top: Any) -> None:
         size = self.batches.size

@@ -68,17 +68,17 @@ def draw_curves(
             style = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linewidth": 1}
             left.plot(*series(name), **{**look(len(losses) + k), **style}, label=readable(name))
         left.set(xlabel="iteration", ylabel="loss", title="Loss")
-        highest = [value for name in losses for value in series(name)[1]]
-        low, high = (np.percentile(highest, q) if highest else 0.0 for q in (0, 98))
+        shown = [value for name in losses for value in series(name)[1]]
+        low, high = (np.percentile(shown, q) if shown else 0.0 for q in (0, 98))
         if high > low:
             left.set_ylim(min(low, 0), 1.3 * high)  # the first steps may be far above all others
         for k, name in enumerate(metrics):
             right.plot(*series(name), **look(k), marker="o", markersize=4, label=readable(name))
         if metrics:
-            highest = [value for name in metrics for value in series(name)[1]]
+            shown = [value for name in metrics for value in series(name)[1]]
             right.set(xlabel="iteration", ylabel="1 is perfect", title="Metrics of the TEST net")
-            right.set_ylim(min([0, *highest]), max([1.02, *(1.05 * value for value in highest)]))
-            if max(highest) > 1:
+            right.set_ylim(min([0, *shown]), max([1.02, *(1.05 * value for value in shown)]))
+            if max(shown) > 1:
                 right.set_ylabel("value")
         else:
             right.plot(*series("lr"), color=BLUE, label="learning rate")

@@ -13,10 +13,7 @@ from .datum import image_datum, parse_datum
 from .images import planes
 from .writers import KEY, hdf5_name, read_index
 
-SAMPLE = 100
-FARTHEST = (
-    20.0  # mean difference of the pixels of a JPEG of any quality from its source; of other images it is far more
-)
+SAMPLE = 100  # images, about, that are compared with their source
 
 
 class Mismatch(UsageError):
