@@ -91,6 +91,12 @@ def log1p(x):
 
 
 @inlined
+def minus_log_rest(a, b, inverse):
+    """-log(1 - a) with all its digits, for 0 < a < 1, from its rounded b = 1 - a and 1 / b."""
+    return -log(b) - ((1.0 - b) - a) * inverse
+
+
+@inlined
 def power_32(x):
     """e^x - 1 after x has lost a whole number of ln 2, and that number, in the low bits of a float32."""
     shifted = x * LOG2_E_32 + ROUND_32

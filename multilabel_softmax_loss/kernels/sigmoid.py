@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .arithmetic import ONE, ZERO, farthest_of, log, log1p, log_sigmoids, power, sigmoid_32
+from .arithmetic import ONE, ZERO, farthest_of, log, log_sigmoids, minus_log_rest, power, sigmoid_32
 from .compiling import compiled, inlined, summing, use_wide_vectors
 from .labels import are_indices, spread
 
@@ -111,7 +111,7 @@ def add_entries(
                 a, b = p - margin, q + margin
                 minus_log_a = 0.0 if whole else -log(a)
                 inverse = 1.0 / (a * b)
-                q_cost = log1p(a * a * inverse)  # of a / b, as a + b = 1
+                q_cost = minus_log_rest(a, b, a * inverse)
                 q_slope = p * q * (a * inverse + down_gamma * q_cost * b * inverse)
             a_power = 0.0 if a <= 0 else power_of(a, minus_log_a, down_gamma, whole)
             q_slope *= a_power

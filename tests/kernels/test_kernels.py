@@ -413,6 +413,15 @@ def test_bad_labels_of_the_sigmoid_are_found_by_the_kernels(calls, bad):
     assert calls == [None, None]
 
 
+def test_small_losses_above_a_tiny_margin_keep_their_digits(calls):
+    """What is left of p there is some 1e-13, and 1 minus that has lost most of its digits."""
+    scores = np.linspace(-32, -28, 12, dtype=np.float32).reshape(3, 4)
+    results = both(scores, np.zeros_like(scores), loss=sigmoid_cross_entropy, negative_margin=1e-17)
+    assert 0 < results[0][0] < 1e-11
+    assert_agree(*results)
+    assert calls == ["sigmoid_lines"]
+
+
 def test_the_logarithm_keeps_the_digits_of_small_losses():
     for score in (5.0, 20.0, 80.0):
         loss, gradient = sigmoid_cross_entropy(np.array([[score]], np.float32), np.ones((1, 1), np.float32))
