@@ -90,7 +90,9 @@ class Gathering:
         self.left_out: Counter = Counter()  # how many images have each class that is not wanted
         self.paths: List[str] = []
         self.rows: Dict[str, int] = {}
-        self.times = array("i")  # how often an image was told
+        self.told: List[
+            Tuple[Set[int], array]
+        ] = []  # of sources that tell all of their classes: which, how often by row
         self.row, self.column, self.value = array("i"), array("i"), array("f")
         self.notes = notes
         self.finder: Any = None  # of the source read last
@@ -125,6 +127,8 @@ class Gathering:
         default = form.absent if absent is None else absent
         names: Dict[str, int] = {}
         self.finder = finder
+        columns: Set[int] = set()
+        times = array("i", [0]) * len(self.paths)
         for image, values in form.read(source, self.say):
             if image is None:
                 self.ordered |= self.given is None
@@ -132,8 +136,7 @@ class Gathering:
                 if self.given is not None and 0 in values and len(values) != len(self.given):
                     told = f"{source} has {len(values)} values for each image, and --classes names {len(self.given)}"
                     raise UsageError(f"{told}; expected as many.")
-                for key in values:
-                    self.column_of(key)
+                columns = {column for column in map(self.column_of, values) if column is not None}
                 continue
             row = names.get(image)
             if row is None:
@@ -141,8 +144,8 @@ class Gathering:
                 row = names[image] = self.rows.setdefault(path, len(self.paths))
                 if row == len(self.paths):
                     self.paths.append(path)
-                    self.times.append(0)
-            self.times[row] += 1
+                    times.append(0)
+            times[row] += 1
             for key, value in values.items():
                 column = self.column_of(key)
                 if column is None:
@@ -152,9 +155,22 @@ class Gathering:
                     self.column.append(column)
                     self.value.append(value)
         finder.check({image: self.paths[row] for image, row in names.items()} if finder.shortened else {})
+        if form.complete:
+            self.told.append((columns, times))
         return name, set(names.values())
 
-    def labels(self, absent: float, complete: bool) -> Labels:
+    def tellings(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """How often each (image, class) was told by sources that tell all of their classes of each image."""
+        count = np.zeros(len(rows), np.int64)
+        for known, times in self.told:
+            has = np.zeros(len(self.columns), bool)
+            has[list(known)] = True
+            by_row = np.zeros(len(self.paths), np.int64)
+            by_row[: len(times)] = times
+            count += by_row[rows] * has[columns]
+        return count
+
+    def labels(self, absent: float) -> Labels:
         """Everything told, each (image, class) once; values that contradict each other become unknown."""
         order = np.lexsort((np.asarray(self.column), np.asarray(self.row)))
         rows, columns = np.asarray(self.row)[order], np.asarray(self.column)[order]
@@ -163,8 +179,8 @@ class Gathering:
         if len(first):
             low, high = np.minimum.reduceat(values, first), np.maximum.reduceat(values, first)
             clash = low != high
-            if complete:  # a value equal to the default was not kept
-                clash |= np.diff(np.r_[first, len(rows)]) < np.asarray(self.times)[rows[first]]
+            # A value equal to the default was not kept where a row tells all classes.
+            clash |= np.diff(np.r_[first, len(rows)]) < self.tellings(rows[first], columns[first])
             rows, columns, values = rows[first], columns[first], np.where(clash, np.float32(UNKNOWN), low)
             self.clashes = [self.paths[row] for row in np.unique(rows[clash])]
             kept = values != absent
@@ -243,9 +259,7 @@ def gather(
     defaults = {FORMATS[name].absent for name in formats}
     if absent is None and len(defaults) > 1:
         raise UsageError("the sources differ in what an absent class means; say it with --absent.")
-    labels = gathering.labels(
-        defaults.pop() if absent is None else absent, all(FORMATS[name].complete for name in formats)
-    )
+    labels = gathering.labels(defaults.pop() if absent is None else absent)
     if not labels.paths or not labels.classes:
         raise UsageError(f"{sources[0]} holds no {'classes' if labels.paths else 'images'}.")
     if not (labels.values > 0).any():

@@ -227,6 +227,17 @@ def test_images_told_twice_are_merged_and_contradictions_are_unknown(tmp_path):
     assert tags.labels.dense(0).tolist() == [1, 1]
 
 
+def test_sources_of_different_classes_complete_each_other(tmp_path):
+    animals = sources.write_text(tmp_path / "animals.csv", "image,cat,dog\na.jpg,1,0\nb.jpg,0,1\n")
+    scenes = sources.write_text(tmp_path / "scenes.csv", "image,dog,beach\nb.jpg,0,1\na.jpg,0,1\nc.jpg,1,0\n")
+    found = gather([animals, scenes])
+    rows = [found.labels.dense(k).tolist() for k in range(3)]
+    assert rows == [[1, 0, 1], [0, UNKNOWN, 1], [0, 1, 0]]  # of b.jpg they say both that there is a dog and that not
+    assert next(note for note in found.notes if "told twice and differently" in note).endswith("b.jpg.")
+    tags = sources.write_text(tmp_path / "tags.csv", "image,tags\na.jpg,beach\n")
+    assert gather([animals, tags]).labels.dense(0).tolist() == [1, 0, 1]
+
+
 def test_classes_wanted_are_chosen_and_ordered_by_a_file(tmp_path):
     source = sources.csv_tags(tmp_path)
     names = sources.write_text(tmp_path / "names.txt", "Mass\nHernia\n")
