@@ -129,6 +129,8 @@ def nus_wide_files(path: str) -> Tuple[str, List[str]]:
 
 def read_nus_wide(path: str, say: Say) -> Stream:
     images, files = nus_wide_files(path)
+    if not images:
+        raise UsageError(f"{path} has no ImageList/Imagelist.txt; expected the folder of NUS-WIDE.")
     names = [os.path.basename(file)[len("Labels_") : -4] for file in files]
     yield None, dict.fromkeys(names, 0.0)
     rows = [lines(images), *map(lines, files)]

@@ -40,7 +40,7 @@ def columns_of(path: str) -> Optional[Columns]:
     images += [plain.index(name) for name in IMAGE_NAMES.split() if name in plain]
     image = images[0] if images else None
     others = [k for k in range(len(header)) if k != image]
-    numbers = [k for k in others if any(cells[k]) and all(in_range(cell) for cell in cells[k])]
+    numbers = [k for k in others if header[k] and any(cells[k]) and all(in_range(cell) for cell in cells[k])]
     texts = [k for k in others if any(cells[k]) and all(number_of(cell) is None for cell in cells[k] if cell)]
     tags = next((plain.index(name) for name in TAG_NAMES.split() if name in plain and plain.index(name) != image), None)
     empty = [k for k in others if not any(cells[k])]
@@ -126,7 +126,9 @@ def read_csv_columns(path: str, say: Say) -> Stream:
     used = {k: columns.header[k] for k in numbers if columns.header[k].lower() != NO_LABEL}
     if len(used) < len(numbers):
         say('"No Finding" is no label: its column is left out.')
-    left = [name for k, name in enumerate(columns.header) if k not in numbers and k != columns.image]
+    left = [
+        name or "one without a name" for k, name in enumerate(columns.header) if k not in numbers and k != columns.image
+    ]
     if left:
         say(f"Columns that are empty, or hold other things than 1, 0 and -1, are left out: {shortlist(left, 8)}.")
     signs = {row[k].strip() for row in body(path, columns) for k in used if row[k].strip()[:1] in ("-", "0")}

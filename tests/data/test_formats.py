@@ -135,6 +135,7 @@ FAULTS = {
     "no columns of Open Images": ("a.csv", "a,b\n", "no columns ImageID, LabelName", "open-images"),
     "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
     "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
+    "no folder of NUS-WIDE": ("a.txt", "a.jpg 1\n", "has no ImageList/Imagelist.txt; expected the folder", "nus-wide"),
     "an attribute twice": ("a.txt", "1\nBald Bald\n1.jpg 1 -1\n", "two classes of the name 'Bald'"),
     "two JSON files in one": ("a.json", IMATERIALIST * 2, "more follows where it ends"),
     "a label that is nothing": (
@@ -211,6 +212,8 @@ def test_classes_of_open_images_that_share_a_name_are_told_apart(tmp_path):
 def test_a_class_whose_first_image_comes_late_is_a_class(tmp_path):
     rows = "".join(f"{k}.jpg,1,,,\n" for k in range(2100))
     source = sources.write_text(tmp_path / "a.csv", f"image,cat,dog,note,never\n{rows} z.jpg ,,1,old,\n")
+    numbered = sources.write_text(tmp_path / "b.csv", ",image,cat\n0,a.jpg,1\n1,b.jpg,0\n")
+    assert gather([numbered]).labels.classes == ["cat"]
     found = gather([source])
     assert found.labels.classes == ["cat", "dog"]
     assert found.labels.dense(2100).tolist() == [0, 1]
