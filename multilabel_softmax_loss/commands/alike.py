@@ -77,7 +77,7 @@ def versions() -> Dict[str, str]:
 
 @contextmanager
 def folder_of_rank(folder: RunFolder) -> Iterator[RunFolder]:
-    """The folder of the run for rank 0, and something like it for the others; locked where it is there.
+    """The folder of the run for rank 0, and something like it for the others; locked if it exists.
 
     The lock may have to be waited for, which Ctrl-C ends as long as nothing else handles it.
     """

@@ -21,11 +21,12 @@ class Part(NamedTuple):
 
 
 class Window:
-    """What loss layers are divided by in this iteration; closed, as it is but in training, by their own batch alone.
+    """What the losses of an iteration are divided by. It is open in a training step; else each batch is for itself.
 
-    Where `late`, the divisor of all batches of all ranks is known after the last one only: each batch is divided by
-    the rank's first one's, and `scale` and `rest` put the sum of the gradients right, before and after the ranks add it
-    up. That is possible where a net has one loss, and needs no word between forward and backward.
+    Where `late`, what counts in all batches of all ranks is asked for only after the last one: until then each batch is
+    divided by what counts in the rank's first one, and `scale` and `rest` put the sum of the gradients right, before
+    and after the ranks add it up. That is possible where a net has one loss, and needs no message between forward and
+    backward.
     """
 
     def __init__(self) -> None:
@@ -42,10 +43,10 @@ class Window:
             self.is_open = False
 
     def share(self, divisor: float, is_sum: bool) -> float:
-        """What to divide the gradient of a batch by, which alone comes to `divisor`.
+        """What to divide the gradient of a batch by that would be divided by `divisor` if it were alone.
 
-        The gradients of the ranks are averaged afterwards. `is_sum` says that the loss is a sum that nothing divides
-        (normalization NONE): it is one over all ranks, too.
+        The gradients of the ranks are averaged afterwards. `is_sum` says that nothing divides the loss (normalization
+        NONE): then it is a sum over all ranks, too.
         """
         if not self.is_open:
             return divisor
@@ -61,7 +62,7 @@ class Window:
         return whole / ranks.size
 
     def own(self) -> float:
-        """What this rank's batches are to be divided by that have not been yet; 0 where all have been."""
+        """The sum of the divisors of this rank's batches that `rest` has to divide by; 0 where none is left to it."""
         return sum(part.divisor for part in self.parts if not part.whole)
 
     def scale(self) -> float:
