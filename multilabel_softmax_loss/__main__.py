@@ -9,14 +9,16 @@ imported. It runs in a child process, since Caffe may kill its own, unless it sa
 import os
 import signal
 import sys
+from functools import partial
 
-from .errors import PROGRAM, UsageError, end_interrupted, end_unexpected
+from .errors import PROGRAM, UsageError, end_unexpected
+from .parallel.launcher import end_all, end_early
 
 # Before what takes time is imported, be it `python -m` or the console script; a command knows better how to end.
 if __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("multilabel-softmax-loss"):
     for asked in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked, lambda number, frame: end_interrupted(" ".join(sys.argv[1:2])))
-    sys.excepthook = end_unexpected
+        signal.signal(asked, end_early)
+    sys.excepthook = partial(end_unexpected, end=lambda status: os._exit(end_all(status)))
 
 import argparse
 import importlib

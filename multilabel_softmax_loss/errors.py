@@ -62,7 +62,7 @@ def hidden_module() -> str:
     return ""
 
 
-def end_unexpected(kind: Any, error: Any, trace: Any) -> None:
+def end_unexpected(kind: Any, error: Any, trace: Any, end: Callable[[int], Any] = os._exit) -> None:
     """Tell of an exception that nobody expected, with the status of bad usage: Python's own, 1, would say "no"."""
     if not issubclass(kind, Exception):  # sys.exit() under PYTHONINSPECT
         return
@@ -73,7 +73,7 @@ def end_unexpected(kind: Any, error: Any, trace: Any) -> None:
             sys.__excepthook__(kind, error, trace)
             print(hidden_module().strip(), file=sys.stderr)
     finally:
-        os._exit(2)
+        end(2)
 
 
 def warn(text: str) -> None:

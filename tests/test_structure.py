@@ -12,7 +12,7 @@ SOURCES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")
 LEAVES = {"errors", "files", "param_str"}
 ARROWS = {
     "__init__": set(),  # loads on demand
-    "__main__": {"commands", "errors"},
+    "__main__": {"commands", "errors", "parallel"},
     "commands": {"gradient_check", "nets", "data", "parallel", *LEAVES},
     "gradient_check": {"nets", "errors"},
     "layers": {"losses", "data", "parallel", *LEAVES},

@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Callable, Iterator, Optional, Tuple
 
-from ..errors import UsageError
+from ..errors import UsageError, end_interrupted
 
 PATIENCE = "MULTILABEL_SOFTMAX_LOSS_PATIENCE"  # the environment variable; seconds
 
@@ -61,7 +62,7 @@ def has_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def end_all(status: int, say_why: Callable[[], None]) -> int:
+def end_all(status: int, say_why: Callable[[], None] = lambda: None) -> int:
     """Have the launcher end all ranks where this one cannot start MPI, as they would wait for it in MPI_Init.
 
     The lowest rank at fault says why. The end is the abort command of the PMI-1 wire protocol, which MPICH, its kin and
@@ -76,6 +77,11 @@ def end_all(status: int, say_why: Callable[[], None]) -> int:
         time.sleep(0.2)  # for the launcher to hand the words on
         os.write(descriptor, f"cmd=abort exitcode={status}\n".encode())
     return status
+
+
+def end_early(number: int, frame: Any) -> None:
+    """End this process, which a signal asks to before it has met other ranks, and those, which may wait for it."""
+    os._exit(end_all(130, partial(end_interrupted, " ".join(sys.argv[1:2]), end=lambda status: None)))
 
 
 def patience() -> float:

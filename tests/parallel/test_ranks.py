@@ -96,6 +96,27 @@ def test_ranks_without_mpi4py_say_so_and_not_each_of_them(tmp_path):
     assert errors.count("error:") < 3  # and but for a busy machine 1
 
 
+@pytest.mark.parametrize(
+    "numpy, expected, words",
+    [
+        ("import time; time.sleep(100)", 130, "interrupted before there was anything to keep."),
+        ("raise ImportError('no NumPy on this node')", 2, "ImportError: no NumPy on this node"),
+    ],
+)
+def test_a_rank_that_ends_before_it_starts_mpi_ends_those_that_wait_in_it(numpy, expected, words, tmp_path):
+    (tmp_path / "numpy.py").write_text(f"print('begins', flush=True); {numpy}")
+    command = [sys.executable, "-m", "multilabel_softmax_loss", "train", "x"]
+    other = [":", "-n", "1", "-env", "PYTHONPATH", tmp_path, *command]
+    process = start_ranks(1, *command[1:], *other, stderr=subprocess.STDOUT)
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(0.5)  # rank 0 is in MPI_Init, or nearly
+    process.send_signal(signal.SIGTERM if expected == 130 else 0)
+    began = time.monotonic()
+    status, output, _ = finish(process)
+    assert (status, output.count(words)) == (expected, 1), output
+    assert time.monotonic() - began < 10
+
+
 def test_a_signal_to_the_launcher_reaches_every_rank():
     """And it is known that there is a terminal, though the launcher gives its ranks pipes."""
     ours, theirs = os.openpty()
