@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 from ..errors import UsageError
 from .stream import SUFFIXES, Say, is_image
 
-SPLIT = re.compile("(?<![a-z])(train|val|test)")  # where a word of a name begins
+SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)")  # where a word of a name begins; "trainval" is both
 
 
 def fits(folder: str, source: str) -> bool:

@@ -314,6 +314,22 @@ def test_images_of_another_split_are_not_taken(tmp_path):
     assert all(os.path.isfile(path) for path in gather([latest]).labels.paths)
 
 
+@pytest.mark.parametrize(
+    "source, train, val",
+    [
+        ("instances_train2017.json", True, False),
+        ("validation.json", False, True),
+        ("trainval35k.json", True, True),
+        ("latest.csv", True, True),
+        ("test-labels.csv", False, False),
+    ],
+)
+def test_folders_of_splits_fit_sources_of_theirs(source, train, val):
+    from multilabel_softmax_loss.data.finder import fits
+
+    assert (fits("../train2014", source), fits("val", source), fits("images", source)) == (train, val, True)
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "", " ", "caf\udce9"], ids=ascii)
 def test_a_class_whose_name_is_no_line_is_refused(name, tmp_path):
     from multilabel_softmax_loss.data.source import Gathering
