@@ -9,7 +9,8 @@ from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 from ..errors import UsageError
 from .stream import SUFFIXES, Say, is_image
 
-SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)")  # where a word of a name begins; "trainval" is both
+# The splits that a name tells of, as whole words: "trainval" is both, "valley" is none.
+SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)(?:ing|idation)?(?![a-uw-z])")
 
 
 def fits(folder: str, source: str) -> bool:

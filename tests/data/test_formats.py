@@ -321,6 +321,8 @@ def test_images_of_another_split_are_not_taken(tmp_path):
         ("validation.json", False, True),
         ("trainval35k.json", True, True),
         ("latest.csv", True, True),
+        ("valley.csv", True, True),
+        ("training.txt", True, False),
         ("test-labels.csv", False, False),
     ],
 )
