@@ -74,6 +74,7 @@ def voc_annotations(path: str) -> List[str]:
 def read_voc_xml(path: str, say: Say) -> Stream:
     say("A class whose objects are all difficult is taken for unknown.")
     told: Dict[str, str] = {}
+    others: List[str] = []
     for file in voc_annotations(path):
         try:
             root = ElementTree.parse(file).getroot()
@@ -86,10 +87,15 @@ def read_voc_xml(path: str, say: Say) -> Stream:
                 raise UsageError(f"{file} has an object without a name.")
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             values[name] = max(values.get(name, UNKNOWN), UNKNOWN if difficult else 1.0)
-        image = (root.findtext("filename") or "").strip() or os.path.basename(file)[:-4]
+        own = os.path.basename(file)[:-4]
+        image = (root.findtext("filename") or "").strip() or own
         if told.setdefault(image, file) != file:
             raise UsageError(f"{told[image]} and {file} both name the image {image!r}; expected one file for each.")
+        if own not in (image, os.path.splitext(image.replace("\\", "/").rpartition("/")[2])[0]):
+            others.append(f"{file}: {image}")
         yield image, values
+    if others:
+        say(f"{len(others):,} annotations tell of an image of another name than theirs: {shortlist(others)}.")
 
 
 # Text files

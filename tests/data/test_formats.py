@@ -177,7 +177,11 @@ def test_a_faulty_source_is_a_sentence(fault, tmp_path):
 
 def test_two_annotations_of_one_image_are_a_sentence(tmp_path):
     folder = sources.voc_xml(tmp_path)
+    assert "another name" not in "".join(gather([str(folder)]).notes)
     text = (folder / "Annotations" / "c.xml").read_text()
+    sources.write_text(folder / "Annotations" / "d.xml", text.replace("c.jpg", "C:\\old\\e.jpg"))
+    note = [note for note in gather([str(folder)]).notes if "1 annotations tell of an image of another name" in note]
+    assert note[0].endswith("d.xml: C:\\old\\e.jpg.")
     sources.write_text(folder / "Annotations" / "copy.xml", text)
     with pytest.raises(UsageError, match=r"c.xml and \S*copy.xml both name the image 'c.jpg'"):
         gather([str(folder)])
