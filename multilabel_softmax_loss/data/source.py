@@ -282,9 +282,9 @@ def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optio
     if both:
         listed = shortlist(gathering.paths[row] for row in sorted(both))
         notes.append(f"{len(both):,} images of --val are in the source too, and train: {listed}.")
-    for source, told in gathering.declared if gathering.given is None else ():
+    for source, told in gathering.declared:
         unknown = [str(name) for name in gathering.columns if name not in told]
-        if unknown:
+        if unknown and not (gathering.given and 0 in told):  # which are as many as the names given
             word = "unknown" if labels.absent == UNKNOWN else "absent"
             notes.append(
                 f"{source} does not tell of {len(unknown)} classes, which are {word} there: {shortlist(unknown)}."

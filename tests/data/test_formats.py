@@ -353,6 +353,12 @@ def test_classes_that_sources_do_not_share_are_said(tmp_path):
     found = gather([one, two], absent=UNKNOWN)
     assert found.labels.dense(0).tolist() == [1, 0, UNKNOWN]
     assert "unknown there: bird" in "\n".join(found.notes)
+    wanted = sources.write_text(tmp_path / "wanted.txt", "cat\ndogg\n")
+    assert "a.csv does not tell of 1 classes, which are absent there: dogg." in "".join(
+        gather([one], classes=wanted).notes
+    )
+    values = sources.write_text(tmp_path / "v.txt", "a.jpg 0 1\nb.jpg 1 1\n")
+    assert "not tell" not in "".join(gather([values], classes=wanted).notes)
     numbers = sources.write_text(tmp_path / "c.txt", "3.jpg 0 2\n4.jpg 1\n")
     with pytest.raises(UsageError, match="some sources number their classes and others name them"):
         gather([one, numbers])
