@@ -8,12 +8,13 @@ import tempfile
 import zlib
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import Any, Dict, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ..errors import UsageError
-from ..nets.data_layers import sources
 from ..parallel.ranks import ranks
-from .provenance import describe, describe_data
+from ..param_str import parse_literal
+from .provenance import describe_data
 from .run_folder import RunFolder
 from .sharing import tell_samples
 from .snapshots import Snapshots
@@ -22,27 +23,49 @@ from .terminal import PROGRAM, say
 
 
 def check_alike(file: SolverFile, **options: Any) -> None:
-    """Raise a UsageError unless all ranks have the same versions, options, prototxt files and data."""
+    """Raise a UsageError unless all ranks have the same versions, options, prototxt files, data and Python layers."""
     if ranks.size == 1:
         return
     facts = {f"option {name}": repr(value) for name, value in options.items()}
     facts[file.path] = crc_of([str(file.param).encode()])
     for number, net in enumerate([file.train, *file.tests]):
-        facts[f"{net.path} (net {number} of {file.path})"] = crc_of([str(net.net).encode()])
-    compare(facts, describe(file)["data"])
+        facts.update(facts_of(net.net, f"{net.path} (net {number} of {file.path})"))
+    compare(facts)
 
 
 def check_net_alike(path: str, net: Any, loaded: Any, *options: Any) -> None:
-    """Raise a UsageError unless all ranks have the same versions, options, net, weights and data.
+    """Raise a UsageError unless all ranks have the same versions, options, net, weights, data and Python layers.
 
     `loaded` is the caffe.Net of the NetParameter `net`, which came from `path`.
     """
     if ranks.size == 1:
         return
     weights = (blob.data.tobytes() for blobs in loaded.params.values() for blob in blobs)
-    facts = {path: crc_of([str(net).encode()]), "the weights": crc_of(weights)}
-    facts["the options"] = crc_of([repr(options).encode()])
-    compare(facts, [describe_data(layer) for layer in sources(net.layer)])
+    facts = {"the weights": crc_of(weights), "the options": crc_of([repr(options).encode()])}
+    compare({**facts_of(net, path), **facts})
+
+
+def facts_of(net: Any, name: str) -> Dict[str, str]:
+    """What ranks need to have alike of a net: its text, its data, its Python layers and the files that these name."""
+    facts = {name: crc_of([str(net).encode()])}
+    for layer in net.layer:
+        if not layer.bottom:
+            facts[f"{name}, data of layer {layer.name!r}"] = f"files of digest {describe_data(layer)['sha256'][:16]}"
+        if layer.type == "Python":
+            code = getattr(sys.modules.get(layer.python_param.module), "__file__", None)
+            paths = {layer.python_param.module: code, **{path: path for path in named_files(layer)}}
+            for told, path in paths.items():
+                facts[f"{name}, {told} of layer {layer.name!r}"] = crc_of([Path(path).read_bytes()] if path else [])
+    return facts
+
+
+def named_files(layer: Any) -> List[str]:
+    """The files that the options of a Python layer name, such as class weights."""
+    try:
+        options = parse_literal(layer.python_param.param_str)
+    except ValueError:  # a param_str of another kind
+        return []
+    return [value for value in options.values() if isinstance(value, str) and os.path.isfile(value)]
 
 
 def crc_of(parts: Iterable[bytes]) -> str:
@@ -52,12 +75,9 @@ def crc_of(parts: Iterable[bytes]) -> str:
     return f"CRC {total:08x}"
 
 
-def compare(facts: Dict[str, str], data: Sequence[Dict[str, Any]]) -> None:
-    """Raise a UsageError for the first of the versions, other facts and descriptions of data that differs."""
-    facts = {**versions(), **facts}
-    for layer in data:
-        facts[f"the data of layer {layer['name']!r}"] = f"files of digest {layer['sha256'][:16]}"
-    every = ranks.everyone(facts, "what the ranks have")
+def compare(facts: Dict[str, str]) -> None:
+    """Raise a UsageError for the first of the versions and of these facts in which a rank differs from rank 0."""
+    every = ranks.everyone({**versions(), **facts}, "what the ranks have")
     for name in dict.fromkeys(name for one in every for name in one):
         values = [one.get(name, "nothing") for one in every]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)

@@ -97,8 +97,8 @@ def predict(
     missing = [path for path in images if not os.path.isfile(path)]
     if missing:
         raise UsageError(f"{missing[0]} is no file; expected an image.")
-    loaded, head = prediction_net(net, weights, scores, activation)
-    check_net_alike(net, read_prototxt(net), loaded, head, images, recipe)
+    parameter, loaded, head = prediction_net(net, weights, scores, activation)
+    check_net_alike(net, parameter, loaded, head, images, recipe)
     log_odds = run_images(loaded, head, images, recipe, net)
     width = log_odds.shape[1]
     names = names or (tuned and tuned.classes) or [str(k) for k in range(width)]
@@ -132,8 +132,8 @@ def predict(
 
 def prediction_net(
     path: str, weights: str, scores: Optional[str] = None, activation: Optional[str] = None
-) -> Tuple[Any, Head]:
-    """A net that takes images, and its head: the scores before a last Softmax or Sigmoid, which saturates.
+) -> Tuple[Any, Any, Head]:
+    """A net that takes images, its NetParameter first, and its head: the scores before a last Softmax or Sigmoid.
 
     A training net is turned into its deploy form first.
     """
@@ -151,7 +151,7 @@ def prediction_net(
         raise unknown_name("blob", scores, list(loaded.blobs), path)
     if scores is None and len(outputs) != 1:
         raise UsageError(f"{path} has {len(outputs)} outputs ({', '.join(outputs)}); choose one with --scores.")
-    return loaded, unsaturated(Head(scores or outputs[0], None, "none"), phase_layers(net, "TEST"))
+    return net, loaded, unsaturated(Head(scores or outputs[0], None, "none"), phase_layers(net, "TEST"))
 
 
 def keep_scores(net: Any) -> None:

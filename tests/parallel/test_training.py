@@ -224,6 +224,9 @@ def test_several_losses_stay_a_mean_of_means_and_it_is_said(data, tmp_path, caps
 
 
 READ = 'layer { name: "reader" type: "Power" bottom: "loss" top: "read" %s }'
+FAILING = """layer { name: "device" type: "Python" top: "device" include { phase: TRAIN }
+  python_param { module: "support.failing" layer: "FailsOnRank1" } }
+"""
 UNWEIGHTED = (OURS % "").replace("loss_weight: 1", "loss_weight: 0")
 SUM = 'layer { name: "sum" type: "Reduction" bottom: "scores" top: "sum" loss_weight: 0.01 }'
 
@@ -425,6 +428,11 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
         (folder / "differing.prototxt").write_text(text.replace("05", "04") if rank else text)
         write_run(folder / "weighted", data, 16, OURS % '{"class_weight": "weight.txt"}', test=True)
         (folder / "weighted.prototxt").write_text(text.replace("net.prototxt", "weighted/net.prototxt"))
+        write_run(folder / "reweighted", data, 16, OURS % '{"class_weight": "other.txt"}', test=True)
+        (folder / "reweighted.prototxt").write_text(text.replace("net.prototxt", "reweighted/net.prototxt"))
+        write_run(folder / "failing", data, 16, OURS % "" + FAILING, test=True)
+        (folder / "failing.prototxt").write_text(text.replace("net.prototxt", "failing/net.prototxt"))
+        (folder / "other.txt").write_text(f"{rank + 1}\n" * CLASSES)
     (tmp_path / "0" / "weight.txt").write_text("1\n" * CLASSES)
     write_run(tmp_path / "large", data, 150)
     write_run(tmp_path / "other", data, WHOLE, test=True)
@@ -436,6 +444,8 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
         case("differing.prototxt"),
         case("lacking.prototxt"),
         case("weighted.prototxt"),
+        case("reweighted.prototxt"),
+        case("failing.prototxt"),
         case(other_version="caffe"),
         case(other_version="multilabel_softmax_loss"),
         case(last={"k": 2}),
@@ -446,7 +456,9 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
     expected = [
         "differing.prototxt: rank 0 has CRC .*, rank 1 CRC .*; expected the same on all ranks",
         "rank 1: gone.prototxt",
-        "rank 1: weighted/net.prototxt: .*weight.txt",
+        "weighted/net.prototxt .* weight.txt of layer 'loss': rank 0 has CRC .*, rank 1 nothing",
+        "reweighted/net.prototxt .* other.txt of layer 'loss': rank 0 has CRC .*, rank 1 CRC",
+        "rank 1: failing/net.prototxt: .*no such device",
         "caffe: rank 0 has .*, rank 1 0.0; expected the same",
         "multilabel_softmax_loss: rank 0 has .*, rank 1 0.0; expected the same",
         "option k: rank 0 has None, rank 1 2; expected the same",
