@@ -1,6 +1,6 @@
 """Two ranks beside one process on the digits net, and how fast ranks add up: prints the tables of the README.
 
-    .venv/bin/python examples/distributed/speed.py              # both parts, a minute
+    .venv/bin/python examples/distributed/speed.py              # both parts, two minutes
     .venv/bin/python examples/distributed/speed.py --part sums
 
 The same solver with the whole batch on one process of one thread, and with half of it on each of two ranks of one
@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--part", choices=("training", "sums", "both"), default="both", help="default %(default)s")
     parser.add_argument("--batch", type=int, default=64, help="samples per iteration (default %(default)s)")
     parser.add_argument("--iterations", type=int, default=100, help="of each training (default %(default)s)")
-    parser.add_argument("--repeat", type=int, default=3, help="trainings of each (default %(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="trainings of each (default %(default)s)")
     arguments = parser.parse_args()
     if MPIEXEC is None:
         parser.error("there is no mpiexec; pip install mpich, or load the module of the site's MPI")

@@ -1,22 +1,24 @@
 """The losses' inner passes, compiled by numba: float32 arrays, numbers and a range go in, sums come out.
 
-    ==============  ======================================================  ====================
-    kernel          when                                                    range
-    ==============  ======================================================  ====================
-    softmax_rows    softmax, (N, C), one position after the other           rows
-    softmax_maps    softmax, (N, C, S), and (N, C) of many short rows,      tiles of places
-                    which are read as one map (1, C, N)
-    sigmoid_lines   sigmoid; a line is a row, one class of a map, or,       lines
-                    where no option tells entries apart, any run of them
+    =================  ===================================================  ====================
+    kernel             when                                                 range
+    =================  ===================================================  ====================
+    softmax_rows       softmax, (N, C), one position after the other        rows
+    softmax_maps       softmax, (N, C, S), and (N, C) of many short rows,   tiles of places
+                       which are read as one map (1, C, N)
+    sigmoid_lines      sigmoid; a line is a row, one class of a map, or,    lines
+                       where no option tells entries apart, any run of
+                       them
     ranking_positions  ranking losses                                       positions
-    scale_entries   multiplies a gradient                                   entries
-    None            float64 and other types, arrays that are not in C       NumPy does it
-                    order or read-only, empty ones, "kl"; a bad label or
-                    a position that must not be empty: NumPy says which
-    ==============  ======================================================  ====================
+    scale_entries      multiplies a gradient                                entries
+    None               float64 and other types, arrays that are not in C    NumPy does it
+                       order or read-only, empty ones, "kl"; a bad label
+                       or a position that must not be empty: NumPy says
+                       which
+    =================  ===================================================  ====================
 
-The formulas are those of losses/softmax.py and losses/sigmoid.py, written a second time; tests compare them. Nothing
-here knows the rest of the package. Kernels know nothing of threads: those of a large batch get a range each.
+The formulas are those of the same names in losses/, written a second time; tests compare them. Nothing here knows the
+rest of the package. Kernels know nothing of threads: those of a large batch get a range each.
 """
 
 from __future__ import annotations
