@@ -10,7 +10,7 @@ from ..errors import UsageError
 from .stream import SUFFIXES, Say, is_image
 
 # The splits that a name tells of, as whole words: "trainval" is both, "valley" is none.
-SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)(?:ing|idation)?(?![a-uw-z])")
+SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)(?:ing|id|idation)?(?![a-uw-z])")
 
 
 def fits(folder: str, source: str) -> bool:

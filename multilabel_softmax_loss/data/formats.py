@@ -11,11 +11,13 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from ..errors import UsageError, shortlist
 from ..files import search_hint
+from .finder import SPLIT
 from .json_lists import json_keys, read_coco, read_imaterialist
 from .stream import UNKNOWN, Say, Stream, declared, is_image
 from .tables import (
     columns_of,
     is_open_images,
+    minus_one,
     number_columns,
     read_csv_columns,
     read_csv_tags,
@@ -105,7 +107,8 @@ def is_celeba(path: str) -> bool:
     first = head(path, 3)
     if len(first) < 3 or not first[0].strip().isdigit() or path.lower().endswith(".csv"):
         return False
-    return set(first[2].split()[-len(first[1].split()) :]) <= {"-1", "1"}
+    values = list_row(first[2])[1]
+    return len(values) == len(first[1].split()) and set(values) <= {"-1", "1"}
 
 
 def read_celeba(path: str, say: Say) -> Stream:
@@ -119,7 +122,7 @@ def read_celeba(path: str, say: Say) -> Stream:
     for row in rows:
         count += 1
         image, *words = row.rsplit(None, len(names))
-        if len(words) != len(names) or not set(words) <= {"-1", "1"}:
+        if len(words) != len(names) or not set(words) <= {"-1", "1"} or list_row(image)[1]:
             raise UsageError(f"{path} has the row {row[:60]!r}; expected an image and {len(names)} times -1 or 1.")
         yield image.strip(), {name: float(word == "1") for name, word in zip(names, words)}
     if start[0].strip() != str(count):
@@ -135,8 +138,9 @@ def nus_wide_files(path: str) -> Tuple[str, List[str]]:
 
 def read_nus_wide(path: str, say: Say) -> Stream:
     images, files = nus_wide_files(path)
-    if not images:
-        raise UsageError(f"{path} has no ImageList/Imagelist.txt; expected the folder of NUS-WIDE.")
+    if not images or not files:
+        lacks = "Groundtruth/AllLabels/Labels_*.txt" if images else "ImageList/Imagelist.txt"
+        raise UsageError(f"{path} has no {lacks}; expected the folder of NUS-WIDE.")
     names = [os.path.basename(file)[len("Labels_") : -4] for file in files]
     yield None, dict.fromkeys(names, 0.0)
     rows = [lines(images), *map(lines, files)]
@@ -173,6 +177,8 @@ def list_kinds(path: str) -> Tuple[bool, bool]:
     """Whether a text file may be a list of class indices, and whether it may be one of values."""
     if not path.lower().endswith((".txt", ".lst", ".list")) or os.path.isdir(path) or is_celeba(path):
         return False, False
+    if os.path.basename(os.path.dirname(os.path.abspath(path))) == "Main":  # of VOC, where 0 is unknown and -1 is no
+        return False, False
     rows = [list_row(line)[1] for line in head(path)]
     numbers = [number for row in rows for number in row]
     if not numbers or any(not name for name, _ in map(list_row, head(path))):
@@ -191,16 +197,16 @@ def read_list_indices(path: str, say: Say) -> Stream:
 
 
 def read_list_values(path: str, say: Say) -> Stream:
+    minus = minus_one((number for line in lines(path) for number in list_row(line)[1]), say)
     width = None
     for line in lines(path):
         image, numbers = list_row(line)
         if width is None:
             width = len(numbers)
             yield None, dict.fromkeys(range(width), 0.0)
-            say("-1 is taken for unknown.")
         if len(numbers) != width or any(float(n) < 0 and float(n) != -1 for n in numbers):
             raise UsageError(f"{path} has the row {line[:60]!r}; expected {width} values of 0, 1 or -1.")
-        yield image, dict(enumerate(map(float, numbers)))
+        yield image, {k: minus if value == -1 else value for k, value in enumerate(map(float, numbers))}
 
 
 # Folders
@@ -212,6 +218,14 @@ def class_folders(path: str) -> List[str]:
         return []
     folders = [name for name in sorted(os.listdir(path)) if os.path.isdir(os.path.join(path, name))]
     return [name for name in folders if any(map(is_image, os.listdir(os.path.join(path, name)))) and name[0] != "."]
+
+
+def looks_like_classes(path: str) -> bool:
+    """Whether the folders of images below `path` may be classes, not splits, nor one of all images."""
+    if voc_sets(path) or voc_annotations(path) or nus_wide_files(path)[0]:
+        return False
+    names = class_folders(path)
+    return len(names) > 1 and not all(SPLIT.search(name.lower()) for name in names)
 
 
 def files_left_out(path: str, names: Sequence[str]) -> Iterator[str]:
@@ -298,17 +312,13 @@ FORMATS: Dict[str, Format] = {
         complete=True,
     ),
     "nus-wide": Format(
-        "NUS-WIDE", lambda path: all(nus_wide_files(path)), read_nus_wide, ("Flickr", "images"), complete=True
+        "NUS-WIDE", lambda path: nus_wide_files(path)[0], read_nus_wide, ("Flickr", "images"), complete=True
     ),
     "list-indices": Format("list of paths and class indices", lambda path: list_kinds(path)[0], read_list_indices),
     "list-values": Format(
         "list of paths and values", lambda path: list_kinds(path)[1], read_list_values, complete=True
     ),
-    "folders": Format(
-        "a folder per class",
-        lambda path: not (voc_sets(path) or voc_annotations(path) or nus_wide_files(path)[0]) and class_folders(path),
-        read_folders,
-    ),
+    "folders": Format("a folder per class", looks_like_classes, read_folders),
 }
 
 
@@ -331,5 +341,7 @@ def recognize(path: str, given: Optional[str] = None) -> str:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(f"{name} ({FORMATS[name].what})" for name in found or FORMATS)
-    fits = "may be several" if found else "looks like none of the formats known"
-    raise UsageError(f"{path} {fits}: {listed}. Say which with --format.")
+    if found:
+        raise UsageError(f"{path} may be several: {listed}. Say which with --format.")
+    remedy = "Say which with --format, or write its labels as one of them, such as a CSV of rows image,tags"
+    raise UsageError(f"{path} looks like none of the formats known: {listed}. {remedy}.")

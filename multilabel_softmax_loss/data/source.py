@@ -90,9 +90,7 @@ class Gathering:
         self.left_out: Counter = Counter()  # how many images have each class that is not wanted
         self.paths: List[str] = []
         self.rows: Dict[str, int] = {}
-        self.told: List[
-            Tuple[Set[int], array]
-        ] = []  # of sources that tell all of their classes: which, how often by row
+        self.told: List[Tuple[Set[int], array]] = []  # sources that tell all of their classes: which, how often by row
         self.row, self.column, self.value = array("i"), array("i"), array("f")
         self.notes = notes
         self.finder: Any = None  # of the source read last

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from glob import escape, glob
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 from ..errors import UsageError, shortlist
 from .stream import UNKNOWN, Say, Stream, declared, is_image
@@ -118,6 +118,15 @@ def late_numbers(path: str, columns: Columns) -> List[int]:
     return [k for k, numbers in told.items() if numbers]
 
 
+def minus_one(cells: Iterable[str], say: Say) -> float:
+    """What -1 stands for among these cells: unknown beside 0, and no where nothing is 0."""
+    signs = {cell for cell in cells if cell[:1] in ("-", "0")}
+    minus = UNKNOWN if any(number_of(sign) == 0 for sign in signs) else 0.0
+    if any(sign[0] == "-" for sign in signs):
+        say(f"-1 is taken for {'unknown' if minus else 'no'}, as there are {'zeros' if minus else 'no zeros'}.")
+    return minus
+
+
 def read_csv_columns(path: str, say: Say) -> Stream:
     columns, numbers = columns_of(path), number_columns(path)
     if columns is None or columns.image is None or not numbers:
@@ -131,10 +140,7 @@ def read_csv_columns(path: str, say: Say) -> Stream:
     ]
     if left:
         say(f"Columns that are empty, or hold other things than 1, 0 and -1, are left out: {shortlist(left, 8)}.")
-    signs = {row[k].strip() for row in body(path, columns) for k in used if row[k].strip()[:1] in ("-", "0")}
-    minus = UNKNOWN if any(number_of(sign) == 0 for sign in signs) else 0.0
-    if any(sign[0] == "-" for sign in signs):
-        say(f"-1 is taken for {'unknown' if minus else 'no'}, as there are {'zeros' if minus else 'no zeros'}.")
+    minus = minus_one((row[k].strip() for row in body(path, columns) for k in used), say)
     yield None, declared(used.values(), path)
     for number, row in enumerate(body(path, columns), 2):
         values = {}

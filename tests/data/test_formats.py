@@ -79,6 +79,16 @@ def test_what_cannot_be_known_is_asked(tmp_path):
     assert gather([source], given="list-indices").labels.dense(0).tolist() == [1, 1]
     with pytest.raises(UsageError, match="looks like none of the formats known: voc-main"):
         recognize(sources.write_text(tmp_path / "what.yaml", "a: b\n"))
+    attributes = "2\nimage_name  attribute_labels\nimg/1.jpg   -1 1 -1\nimg/2.jpg   -1 1 1\n"
+    with pytest.raises(UsageError, match="looks like none .* or write its labels as one of them"):
+        recognize(sources.write_text(tmp_path / "list_attr_img.txt", attributes))  # of DeepFashion
+    with pytest.raises(UsageError, match="has the row 'img/1.jpg   -1 1 -1'"):
+        gather([str(tmp_path / "list_attr_img.txt")], given="celeba")
+    with pytest.raises(UsageError, match="looks like none"):
+        recognize(str(sources.voc_main(tmp_path / "voc") / "ImageSets" / "Main" / "aeroplane_val.txt"))
+    nus_wide = sources.write_text(tmp_path / "nus" / "ImageList" / "Imagelist.txt", "a.jpg\n")
+    with pytest.raises(UsageError, match=r"nus has no Groundtruth/AllLabels/Labels_\*.txt; expected the folder"):
+        gather([os.path.dirname(os.path.dirname(nus_wide))])
     with pytest.raises(UsageError, match=r"is not there; .*\. Did you mean '.*list.txt'\?"):
         recognize(str(tmp_path / "lisst.txt"))
     with pytest.raises(UsageError, match="no text of UTF-8"):
@@ -99,6 +109,23 @@ def test_lists_of_indices_and_of_values_are_told_apart(rows, indices, values, tm
     from multilabel_softmax_loss.data.formats import list_kinds
 
     assert list_kinds(sources.write_text(tmp_path / "l.txt", "\n".join(rows))) == (indices, values)
+
+
+def test_minus_one_is_no_where_a_list_has_no_zeros(tmp_path):
+    found = gather([sources.write_text(tmp_path / "l.txt", "a.jpg 1 -1\nb.jpg -1 1\n")])
+    assert [found.labels.dense(k).tolist() for k in (0, 1)] == [[1, 0], [0, 1]]
+    assert "-1 is taken for no, as there are no zeros." in found.notes
+
+
+@pytest.mark.parametrize("folders", [["train2017", "val2017", "annotations"], ["train-jpg", "test-jpg"], ["images"]])
+def test_folders_of_splits_or_of_all_images_are_no_classes(folders, tmp_path):
+    for name in folders:
+        sources.write_images(tmp_path, [f"{name}/a.jpg"] if name != "annotations" else [])
+    with pytest.raises(UsageError, match="looks like none"):
+        gather([str(tmp_path)])
+    assert gather([str(tmp_path)], given="folders").labels.classes == sorted(set(folders) - {"annotations"})
+    sources.write_images(tmp_path, ["train/b.jpg", "bus/c.jpg"])
+    assert recognize(str(tmp_path)) == "folders"
 
 
 IMATERIALIST = '{"images": [], "annotations": [{"imageId": "1", "labelId": ["7"]}]}'
@@ -327,6 +354,7 @@ def test_images_of_another_split_are_not_taken(tmp_path):
         ("latest.csv", True, True),
         ("valley.csv", True, True),
         ("training.txt", True, False),
+        ("valid.csv", False, True),
         ("test-labels.csv", False, False),
     ],
 )
