@@ -188,7 +188,6 @@ def convert(plan: Plan, folder: str, make_bar: Callable[..., Any]) -> Progress:
                 progress.add_pixels(chunk)
                 bar.update(len(chunk.images))
             write_block(plan, folder, progress, name, number, list(zip(rows.tolist(), images)))
-            check_bad(plan, progress)
     return progress
 
 
@@ -197,6 +196,7 @@ def write_block(
 ) -> None:
     good = [(row, image) for row, image in images if image.bad is None]
     bad = {plan.labels.paths[row]: image.bad for row, image in images if image.bad is not None}
+    check_bad(plan, progress, bad)  # before they are recorded, so that those that are mended are read again
     before = dict(progress.splits[split])
     block = Block(
         number,
@@ -210,15 +210,15 @@ def write_block(
         progress.save(folder)
 
 
-def check_bad(plan: Plan, progress: Progress) -> None:
-    bad = {path: reason for found in progress.bad.values() for path, reason in found.items()}
+def check_bad(plan: Plan, progress: Progress, more: Optional[Dict[str, str]] = None) -> None:
+    recorded = {path: reason for found in progress.bad.values() for path, reason in found.items()}
+    bad = {**recorded, **(more or {})}
     most = 0 if plan.bad_images == "error" else plan.most_bad
     if len(bad) > most:
         listed = "; ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:3])
         allowed = "--bad-images is error" if plan.bad_images == "error" else f"--max-bad allows {most:,}"
-        raise UsageError(
-            f"{len(bad):,} images are bad, and {allowed}: {listed}. Mend them, or allow more and --resume."
-        )
+        remedy = f"Allow more and --resume, or mend them and {'begin anew' if recorded else '--resume'}"
+        raise UsageError(f"{len(bad):,} images are bad, and {allowed}: {listed}. {remedy}.")
 
 
 def written_rows(plan: Plan, progress: Progress) -> Dict[str, List[int]]:

@@ -116,8 +116,21 @@ def test_too_many_bad_images_end_the_command(tmp_path):
     with pytest.raises(UsageError, match=r"is there already and is not overwritten; --resume"):
         convert(source, "--out", tmp_path / "out")
     assert convert(source, "--out", tmp_path / "out", "--max-bad", "10%", "--size", 24, "--resume") == 0
-    with pytest.raises(UsageError, match="--bad-images is error"):
-        convert(source, "--out", tmp_path / "other", "--bad-images", "error")
+    with pytest.raises(UsageError, match=r"--bad-images is error.*or mend them and --resume\."):
+        convert(source, "--out", tmp_path / "other", "--bad-images", "error", "--size", 24)
+    for k in (3, 4):
+        sources.write_image(tmp_path / "photos" / f"{k:03d}.png", np.full((24, 24, 3), 20 * k, np.uint8))
+    assert convert(source, "--out", tmp_path / "other", "--bad-images", "error", "--size", 24, "--resume") == 0
+    assert len(pairs(tmp_path / "other", "train")) == 18
+
+
+def test_images_that_were_left_out_are_not_said_to_be_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "BLOCK", 4)
+    source = sources.tagged(tmp_path, 20)
+    for image in (tmp_path / "photos").iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"8 images are bad.*or mend them and begin anew\."):
+        convert(source, "--out", tmp_path / "out", "--max-bad", 5, "--size", 24)
 
 
 def test_means_are_those_of_the_training_images(tmp_path):
