@@ -82,9 +82,10 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
-def end_interrupted(
-    command: str, end: Callable[[int], Any] = os._exit, state: str = " before there was anything to keep"
-) -> None:
+NOTHING_KEPT = " before there was anything to keep"
+
+
+def end_interrupted(command: str, end: Callable[[int], Any] = os._exit, state: str = NOTHING_KEPT) -> None:
     """End a command that is asked to, past all buffers, as a handler of signals runs amid whatever is printed.
 
     Once only: Ctrl-C reaches a child directly, and through its parent.

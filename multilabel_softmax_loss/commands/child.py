@@ -21,7 +21,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..errors import PROGRAM, SILENT, UsageError, end_interrupted, hidden_module
+from ..errors import NOTHING_KEPT, PROGRAM, SILENT, UsageError, end_interrupted, hidden_module
 from ..files import SIGNALS, blocked, mask_signals
 from ..nets.reading import quiet_caffe
 from ..parallel.hub import Hub
@@ -52,7 +52,8 @@ PROTOBUF = re.compile(r"^\[libprotobuf (?:ERROR|FATAL) .*?\] (.*)$", re.M)
 def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] = None) -> int:
     """The exit status of ``run(arguments)`` in a child process; its last words are put in a sentence if it dies.
 
-    `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages.
+    `run` is a function of a module, `arguments` can be pickled and has `command`, the name to put before messages, and
+    may have `if_interrupted`, what is said then.
     What Caffe itself writes to the standard error goes to a file that is read in case of need. Ctrl-C and SIGTERM reach
     the child, and the child ends with this process, however that ends; asked for the second time, it is ended at once.
     Where this is one of several ranks, `hub` does what the child asks of the others, and the status is that of all.
@@ -188,8 +189,9 @@ def child() -> None:
     # At once, as a KeyboardInterrupt is lost where it meets a callback; `replacing` keeps files from being torn.
     silent = place is not None and place.rank > 0
     end = partial(leave, os.path.join(os.path.dirname(log), STATUS))
+    state = getattr(arguments, "if_interrupted", NOTHING_KEPT)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: end(130) if silent else end_interrupted(arguments.command, end))
+        signal.signal(number, lambda *_: end(130) if silent else end_interrupted(arguments.command, end, state))
     mask_signals("SIG_UNBLOCK", SIGNALS)
     if place is not None:
         ranks.join(place)

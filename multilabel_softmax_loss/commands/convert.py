@@ -32,6 +32,7 @@ WITHOUT_CAFFE = True  # but for the proof at the end
 DEFAULT_SIZE = (256, 256)
 SMALLEST = 8  # side of an image
 FEW = 8  # images at once in the proof in Caffe
+RESUMABLE = "; the same command with --resume goes on"
 
 EXAMPLE = """example:
   python -m multilabel_softmax_loss convert photos.csv --images photos --out tags --dry-run
@@ -133,7 +134,7 @@ def run(arguments: Any) -> int:
 
 
 def interrupted(*_: Any) -> None:
-    end_interrupted("convert", state="; the same command with --resume goes on")
+    end_interrupted("convert", state=RESUMABLE)
 
 
 # The options
@@ -278,7 +279,8 @@ def prove_in_caffe(plan: Plan, facts: net_files.NetFacts, written: Dict[str, Lis
     }
     if plan.target != "lmdb":
         expected["TRAIN"] = None  # its order is drawn
-    job = argparse.Namespace(command="convert", net=facts.path("train_val.prototxt"), expected=expected)
+    net = facts.path("train_val.prototxt")
+    job = argparse.Namespace(command="convert", net=net, expected=expected, if_interrupted=RESUMABLE)
     return run_in_child(forward, job)
 
 

@@ -1,7 +1,10 @@
 """What `convert` writes, trained in real Caffe: from each kind of source a net learns to read the labels of images."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import caffe
@@ -95,3 +98,36 @@ def test_one_class_has_a_loss_to_learn_from_and_what_to_type_next_can_be_typed()
         ["program", "train", "my tags/solver.prototxt"],
         ["program", "evaluate", "my tags/train_val.prototxt"],
     ]
+
+
+INTERRUPTED_IN_CAFFE = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "caffe._caffe":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+def test_ctrl_c_during_the_proof_in_caffe_says_how_to_go_on(tmp_path):
+    source = sources.tagged(tmp_path, 20)
+    sources.write_text(tmp_path / "site" / "sitecustomize.py", INTERRUPTED_IN_CAFFE)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    words = [
+        sys.executable,
+        "-m",
+        "multilabel_softmax_loss",
+        "convert",
+        source,
+        "--out",
+        tmp_path / "out",
+        "--size",
+        "24",
+    ]
+    ended = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert "interrupted; the same command with --resume goes on." in ended.stderr
+    assert subprocess.run([*words, "--resume"]).returncode == 0
