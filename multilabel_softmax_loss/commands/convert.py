@@ -112,7 +112,9 @@ def run(arguments: Any) -> int:
     if not any(map(os.path.isfile, found.labels.paths)):
         first = found.labels.paths[0]
         raise UsageError(f"none of the images is there, such as {first}; say with --images where they are.")
-    if arguments.resume and os.path.exists(os.path.join(arguments.out, conversion.REPORT)):
+    files = (os.path.join(arguments.out, name) for name in (conversion.OPTIONS, conversion.REPORT))
+    if arguments.resume and all(map(os.path.exists, files)):
+        conversion.compare(arguments.out, identity(arguments, plan))
         print(f"{arguments.out} is complete already.")
         return 0
     with conversion.opened(arguments.out, identity(arguments, plan), arguments.resume), handling(interrupted):

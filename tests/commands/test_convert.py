@@ -227,6 +227,10 @@ def test_resuming_compares_options_and_source(tmp_path):
         convert(*words, "--max-bad", 0)
     with pytest.raises(UsageError, match="begun with seed = 0, and now it is 3"):
         convert(*words, "--resume", "--seed", 3)
+    assert convert(*words, "--resume", "--max-bad", 1) == 0
+    assert convert(*words, "--resume") == 0  # as it is complete
+    with pytest.raises(UsageError, match="begun with gray = False, and now it is True"):
+        convert(*words, "--resume", "--gray")
     Path(source).write_text(Path(source).read_text().replace("No Finding", "c1"))
     with pytest.raises(UsageError, match="the source has changed"):
         convert(*words, "--resume")
