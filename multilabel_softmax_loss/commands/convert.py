@@ -244,6 +244,7 @@ def write_files(plan: Plan, progress: Progress, written: Dict[str, List[int]], f
         geometry=plan.recipe.geometry,
         has_unknown=plan.labels.has_unknown,
         hdf5_mean=round(float(np.mean(mean)), 3),
+        raw=plan.recipe.encoding == "raw",
     )
     texts = {
         "classes.txt": "".join(f"{name}\n" for name in plan.labels.classes),

@@ -53,6 +53,12 @@ class NetFacts(NamedTuple):
     geometry: Geometry
     has_unknown: bool
     hdf5_mean: float = 0.0
+    raw: bool = False  # images stored as pixels, not as JPEG or PNG
+
+    @property
+    def epoch(self) -> int:
+        """How many iterations go once through the training images."""
+        return max(math.ceil(self.counts["train"] / self.batch), 1)
 
     @property
     def batch(self) -> int:
@@ -116,12 +122,13 @@ layer {{
   }}
 }}
 """
-    force = "force_gray: true" if facts.gray else "force_color: true"
+    # Caffe logs an error for each image of pixels if told so.
+    force = "" if facts.raw else " force_gray: true" if facts.gray else " force_color: true"
     return f"""\
 layer {{
   name: "data" type: "Data" top: "data" {include}
   data_param {{ source: {quoted(facts.path(split + "_images"))} backend: LMDB batch_size: {batch} }}
-  transform_param {{ {mirror}{crop}{means} {force} }}
+  transform_param {{ {mirror}{crop}{means}{force} }}
 }}
 layer {{  # row k is that of image k: the same batch_size, and no shuffling of one alone
   name: "labels" type: "Data" top: "labels" {include}
@@ -165,7 +172,7 @@ layer {{
 
 
 def solver(facts: NetFacts) -> str:
-    epoch = max(math.ceil(facts.counts["train"] / facts.batch), 1)
+    epoch = facts.epoch
     test = ""
     if "val" in facts.counts:
         steps = math.ceil(facts.counts["val"] / facts.test_batch)
@@ -204,7 +211,9 @@ def next_steps(facts: NetFacts, program: str) -> str:
     def name(file: str) -> str:
         return shlex.quote(facts.path(file))
 
-    net, weights, classes = name("train_val.prototxt"), name(f"{RUN}/best.caffemodel"), name("classes.txt")
+    last = f"net_iter_{EPOCHS * facts.epoch}"  # the one to take where nothing is tested
+    weights = name(f"{RUN}/{'best' if 'val' in facts.counts else last}.caffemodel")
+    net, classes = name("train_val.prototxt"), name("classes.txt")
     steps = [f"train {name('solver.prototxt')} --out {name(RUN)} --preprocessing {name('preprocessing.json')}"]
     if "val" in facts.counts:
         steps.append(f"evaluate {net} {weights} --classes {classes}")

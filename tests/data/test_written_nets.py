@@ -98,6 +98,23 @@ def test_one_class_has_a_loss_to_learn_from_and_what_to_type_next_can_be_typed()
         ["program", "train", "my tags/solver.prototxt"],
         ["program", "evaluate", "my tags/train_val.prototxt"],
     ]
+    assert "force_color: true" in train_val(facts)
+    assert "force" not in train_val(facts._replace(raw=True))  # for which Caffe would log an error per image
+
+
+def test_where_nothing_validates_the_weights_to_deploy_are_the_last(source, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert main(["convert", source, "--out", str(out), "--size", "24", "--max-bad", "5%", "--split", "0"]) == 0
+    steps = [shlex.split(line)[3:] for line in capfd.readouterr().out.split("Next, from this folder:")[1].splitlines()]
+    solver = (out / "solver.prototxt").read_text()
+    epoch = int(solver.split("snapshot: ")[1].split()[0])
+    short = solver.replace(f"max_iter: {20 * epoch}", "max_iter: 2")
+    assert short != solver
+    (out / "solver.prototxt").write_text(short)
+    assert main(steps[1]) == 0
+    assert steps[2][-1] == str(out / "run" / f"net_iter_{20 * epoch}.caffemodel")
+    assert (out / "run" / "net_iter_2.caffemodel").exists()
+    assert not (out / "run" / "best.caffemodel").exists()
 
 
 INTERRUPTED_IN_CAFFE = """
