@@ -120,6 +120,32 @@ def test_the_version_tells_whose_caffe_it_is(tmp_path):
     assert "pip install '.[caffe]'" in python(NO_CAFFE + "sys.version_info = (3, 9)\n" + code)
 
 
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        pytest.param("SystemError('no reason')", "cannot be imported: SystemError: no reason. One that", id="NumPy 2"),
+        pytest.param(
+            "ImportError('libboost.so: cannot open', name='caffe._caffe')",
+            "cannot be imported: ImportError: libboost.so: cannot open. One that",
+            id="library",
+        ),
+        pytest.param("ModuleNotFoundError('no caffe', name='caffe')", "Caffe is not installed for", id="missing"),
+    ],
+)
+def test_a_caffe_that_cannot_be_imported_is_told_in_a_sentence(tmp_path, error, told):
+    (tmp_path / "caffe").mkdir()
+    (tmp_path / "caffe" / "__init__.py").write_text(f"raise {error}")
+    (tmp_path / "net.prototxt").write_text('layer { name: "a" }')
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    arguments = [sys.executable, "-m", "multilabel_softmax_loss", "migrate", "net.prototxt"]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("environment", [{"MULTILABEL_SOFTMAX_LOSS_KERNELS": "numpy"}, {}], ids=str)
 def test_the_version_tells_how_the_losses_are_computed(environment):
     code = "from multilabel_softmax_loss.commands.version import kernels_line; print(kernels_line())"

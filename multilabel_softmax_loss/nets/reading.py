@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 from typing import Any, List, Optional
 
 from ..errors import UsageError
@@ -50,8 +51,17 @@ def read_text(path: str, named_by: Optional[str]) -> str:
 
 
 def parse(text: str, path: str, kind: str) -> Any:
-    from caffe.proto import caffe_pb2
-    from google.protobuf import text_format
+    try:
+        from caffe.proto import caffe_pb2
+        from google.protobuf import text_format
+    except ModuleNotFoundError:  # which the commands explain
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"Caffe is installed for {sys.executable}, but cannot be imported: {type(error).__name__}: {error}. One "
+            "that was built for NumPy 1 and protobuf 3, as the wheel kendryte-caffe is, needs "
+            "pip install 'numpy<2' 'protobuf<4' 'opencv-python-headless<4.12'"
+        ) from error
 
     message = getattr(caffe_pb2, kind)()
     try:
