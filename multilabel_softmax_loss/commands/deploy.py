@@ -110,7 +110,7 @@ def deploy(
 
 def named_shapes(shapes: Mapping[str, Shape], names: Sequence[str], path: str) -> Dict[str, Shape]:
     """The shapes of all inputs of a net, in their order, or none."""
-    if not shapes:
+    if not (shapes and names):
         return {}
     if len(names) == 1:
         shapes = {names[0] if name == "" else name: shape for name, shape in shapes.items()}

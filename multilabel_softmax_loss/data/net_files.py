@@ -65,9 +65,14 @@ class NetFacts(NamedTuple):
         return max(min(32, self.counts["train"]), 1)
 
     @property
+    def tested(self) -> str:
+        """The split of the TEST phase; a net without one has no inputs for `deploy`."""
+        return "val" if "val" in self.counts else "train"
+
+    @property
     def test_batch(self) -> int:
-        """A divisor of the number of validation images, so that a test counts each once; 32 where none is near."""
-        count = self.counts["val"]
+        """A divisor of the number of images tested, so that a test counts each once; 32 where none is near."""
+        count = self.counts[self.tested]
         return next((size for size in range(64, 7, -1) if count % size == 0), min(count, 32))
 
     @property
@@ -143,7 +148,9 @@ def train_val(facts: NetFacts) -> str:
     loss = '"MultilabelSoftmaxLossLayer"  # or MultilabelSigmoidLossLayer: a question of its own for each class'
     if facts.classes == 1:
         loss = '"MultilabelSigmoidLossLayer"  # the softmax of one class is 1 whatever its score'
-    between = ""
+    between = remark = ""
+    if facts.tested == "train":
+        remark = "# There are no images to validate with; those to train with stand in the TEST phase, too.\n"
     if facts.target == "hdf5":
         between = f"""
 layer {{  # HDF5Data takes no transform_param
@@ -153,8 +160,8 @@ layer {{  # HDF5Data takes no transform_param
     return f"""\
 # Paths count from the folder in which training is started. mirror: true shows half of the images mirrored: take it out
 # where left and right matter, as in text.
-name: {quoted(os.path.basename(os.path.normpath(facts.folder)) or "net")}
-{data_layers(facts, "train", "TRAIN")}{data_layers(facts, "val", "TEST") if "val" in facts.counts else ""}{between}
+{remark}name: {quoted(os.path.basename(os.path.normpath(facts.folder)) or "net")}
+{data_layers(facts, "train", "TRAIN")}{data_layers(facts, facts.tested, "TEST")}{between}
 {SMALL_NET % facts.classes}
 layer {{
   name: "loss"
