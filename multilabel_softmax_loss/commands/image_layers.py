@@ -10,7 +10,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from ..data.feed import ImageDataOptions
-from ..data.images import as_caffe_reads, by_opencv, read_bytes
+from ..data.images import as_caffe_reads, by_opencv, read_bytes, read_image
 from ..data.writers import read_index, write_index
 from ..errors import UsageError
 from ..files import read_lines
@@ -152,14 +152,15 @@ def disproof(preprocessing: Preprocessing, layer: Any) -> Optional[str]:
     import cv2
 
     with good(f"the first image of layer {layer.name!r}"):
-        if layer.type == "ImageData":
+        gray = preprocessing.channels == "GRAY"
+        if reads_index(layer):  # of which images that OpenCV does not read are, too
+            pixels = read_image(read_index(index_options(layer)["source"]).paths[0], gray)
+        elif layer.type == "ImageData":
             first = read_lines(layer.image_data_param.source, f"source of layer {layer.name!r}")[0].rsplit(" ", 1)[0]
             content = read_bytes(layer.image_data_param.root_folder + first)
-        elif reads_index(layer):
-            content = read_bytes(read_index(index_options(layer)["source"]).paths[0])
+            pixels = as_caffe_reads(content, gray, preprocessing.turned)
         else:
-            content = next(stored(layer)).data
-        pixels = as_caffe_reads(content, preprocessing.channels == "GRAY", preprocessing.turned)
+            pixels = as_caffe_reads(next(stored(layer)).data, gray, preprocessing.turned)
     with tempfile.TemporaryDirectory(prefix="multilabel_softmax_loss_") as folder:
         path = os.path.join(folder, "image.png")
         cv2.imwrite(path, pixels)

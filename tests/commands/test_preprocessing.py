@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
+from PIL import Image
 from support.caffe_nets import make_net
 
 from multilabel_softmax_loss.commands.image_layers import UnknownPreprocessing, disproof, keep_preprocessing, of_layer
@@ -123,6 +124,14 @@ def test_the_shorter_side_and_what_is_transparent_are_as_convert_has_them(folder
     expected = np.full((3, 20, 20), 100.0)
     expected[:, :, 10:] = 255  # of 20 x 30 pixels the middle
     assert np.array_equal(found.read_image("0.png", (20, 20)), expected)
+
+
+def test_an_index_is_followed_that_begins_with_an_image_that_opencv_does_not_read(folder):
+    Image.fromarray(FINE[0][:, :, 0]).save("0.gif")
+    (folder / "index.txt").write_text("# multilabel index; classes=1 absent=0\n0.gif\t0\n1.png\t\n")
+    options = '{"source": "index.txt", "batch_size": 2, "new_height": 12, "new_width": 16, "workers": 0}'
+    python_param = f"module: 'multilabel_softmax_loss' layer: 'MultilabelImageDataLayer' param_str: '{options}'"
+    assert_same_as_caffe(f'top: "labels" type: "Python" python_param {{ {python_param} }}', names=("0.gif", "1.png"))
 
 
 def test_images_of_many_sizes_in_an_lmdb_are_cropped_as_they_are(folder):
