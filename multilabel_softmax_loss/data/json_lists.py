@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import Any, Dict, List
 
-from ..errors import UsageError
+from ..errors import UsageError, shortlist
 from ..files import open_file
-from .stream import Say, Stream, declared
+from .stream import Say, Stream
 from .text import json_elements
 
 
@@ -56,7 +57,11 @@ def read_coco(path: str, say: Say) -> Stream:
             numbered(names, item, "name", path)
         elif key == "images":
             numbered(images, item, "file_name", path)
-    yield None, declared([names[number] for number in sorted(names, key=lambda id: (isinstance(id, str), id))], path)
+    ordered = [names[number] for number in sorted(names, key=lambda id: (isinstance(id, str), id))]
+    shared = [name for name, count in Counter(ordered).items() if count > 1]
+    if shared:  # as in exports that have a category of them all besides
+        say(f"Categories of one name are one class: {shortlist(shared)}.")
+    yield None, dict.fromkeys(ordered, 0.0)
     for name in images.values():  # those without objects too
         yield name, {}
     for key, item in json_elements(path):
