@@ -111,7 +111,9 @@ def make_source(folder, count):
     for name, kind in (("jpeg", "jpg:95"), ("raw", "raw")):
         words = ["convert", folder / "list.txt", "--out", folder / name, "--encode", kind, "--split", 0]
         words += ["--format", "list-indices"]
-        subprocess.run([sys.executable, "-m", "multilabel_softmax_loss", *map(str, words)], check=True, stdout=2)
+        subprocess.run(
+            [sys.executable, "-m", "multilabel_softmax_loss", *map(str, words)], check=True, stdout=subprocess.DEVNULL
+        )
 
 
 def make_solver(folder, name, source):
