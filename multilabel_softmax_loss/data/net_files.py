@@ -77,13 +77,14 @@ class NetFacts(NamedTuple):
 
     @property
     def crop(self) -> Optional[int]:
-        """The side of a square cut out of each image, 7/8 of its side (224 of 256); None for HDF5 and small images."""
-        size = self.geometry.size
-        side = self.geometry.short_side or (min(size) if size else 0)
-        square = size is None or size[0] == size[1]
-        if self.target == "hdf5" or side < 32 or not square:
+        """The side of a square cut out of each image, 7/8 of its side (224 of 256); None for HDF5 and small images.
+
+        Images of which only the short side is given are cut all the same, as those of a batch need one size.
+        """
+        height, width = self.geometry.size or (self.geometry.short_side or 0,) * 2
+        if self.target == "hdf5" or height != width or (height < 32 and self.geometry.size):
             return None
-        return side * 7 // 8
+        return height * 7 // 8 if height >= 32 else height
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)

@@ -102,6 +102,16 @@ def test_one_class_has_a_loss_to_learn_from_and_what_to_type_next_can_be_typed()
     assert "force" not in train_val(facts._replace(raw=True))  # for which Caffe would log an error per image
 
 
+@pytest.mark.parametrize("to", ["lmdb", "index"])
+@pytest.mark.parametrize("side", [8, 40])
+def test_images_of_many_sizes_are_cut_to_one(to, side, tmp_path):
+    for k, shape in enumerate([(20, 30, 3), (30, 24, 3), (40, 20, 3), (26, 26, 3)]):
+        sources.write_image(tmp_path / f"{k}.png", np.full(shape, 20 * k, np.uint8))
+    source = sources.write_text(tmp_path / "l.txt", "0.png 2\n1.png 1\n2.png 0\n3.png 2 1\n")
+    words = ["--out", str(tmp_path / "out"), "--to", to, "--short-side", str(side), "--split", "0"]
+    assert main(["convert", source, *words]) == 0  # with a forward of the net
+
+
 def test_where_nothing_validates_the_last_weights_are_deployed(source, tmp_path, capfd):
     out = tmp_path / "out"
     assert main(["convert", source, "--out", str(out), "--size", "24", "--max-bad", "5%", "--split", "0"]) == 0
