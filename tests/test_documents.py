@@ -37,6 +37,15 @@ def test_the_readme_has_every_command():
     assert sorted(re.findall(r"^\| `([a-z-]+)[ `]", README, re.M)) == sorted(COMMANDS)
 
 
+def test_the_guide_of_the_checker_names_every_finding():
+    sources = (ROOT / "multilabel_softmax_loss" / "gradient_check").glob("*.py")
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
+    names = set(re.findall(r'Finding\(\s*"([a-z-]+)"', code))
+    guide = (ROOT / "examples" / "gradient_check" / "README.md").read_text(encoding="utf-8")
+    assert len(names) > 10
+    assert [name for name in sorted(names) if f"`{name}`" not in guide] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
 def test_links_lead_somewhere(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
