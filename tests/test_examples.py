@@ -151,7 +151,10 @@ def test_the_benchmark_times_every_contender_in_both_regimes_and_states(benchmar
     assert set(cells) == {(r, s) for r in ("in training", "back to back") for s in ("untrained", "trained")}
     for measured in cells.values():
         assert set(measured) == {
-            *(f"ours, {name}, 1 thread" for name in ("softmax", "softmax, several labels", "sigmoid")),
+            *(
+                f"ours, {name}, 1 thread"
+                for name in ("softmax", "softmax, dense label", "softmax, several labels", "sigmoid")
+            ),
             *(f"{name}, 1 thread" for name in ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "loop layer")),
             "ours, softmax without numba, 1 thread",
         }
@@ -198,7 +201,7 @@ def test_the_benchmark_fills_its_tables_into_the_readmes(benchmark, benchmark_mo
     benchmark_modules["report"].write_readmes(benchmark.results, tmp_path)
     table = (tmp_path / "README.md").read_text()
     times = benchmark.results["shapes"]["64x20"]["in training"]["trained"]
-    dense = times["ours, softmax, several labels, 1 thread"]["median"]  # as the labels of the loop layer are
+    dense = times["ours, softmax, dense label, 1 thread"]["median"]  # as the loop layer has it
     ratio = times["loop layer, 1 thread"]["median"] / dense
     assert f" | {ratio:.0f}x |\n<!-- end of speed -->\nafter\n" in table
     assert "old" not in table

@@ -38,6 +38,7 @@ SHAPES = {
 }
 CAFFE = (
     "ours, softmax",
+    "ours, softmax, dense label",
     "ours, softmax, several labels",
     "ours, sigmoid",
     "SoftmaxWithLoss",

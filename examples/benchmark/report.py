@@ -67,7 +67,7 @@ def readme_table(results):
     """
     n = results["threads"]
     most = f"{n} threads" if n > 1 else "1 thread"
-    own, dense = "ours, softmax, 1 thread", "ours, softmax, several labels, 1 thread"
+    own, dense = "ours, softmax, 1 thread", "ours, softmax, dense label, 1 thread"
     others = {"SoftmaxWithLoss": own, "PyTorch cross_entropy": dense, "loop layer": dense}
     heads = ["scores", "untrained net", "trained net", f"trained, {most}"]
     heads += ["`SoftmaxWithLoss`", "PyTorch `cross_entropy`", "loop layer"]

@@ -99,6 +99,7 @@ def caffe_contenders(shape):
     }
     if not large:
         index = one.index.astype(np.float32)
+        made["ours, softmax, dense label"] = lambda: own("Softmax", one, False)
         made["SoftmaxWithLoss"] = lambda: CaffeLoss(one, index, native("SoftmaxWithLoss"))
         made["SigmoidCrossEntropyLoss"] = lambda: CaffeLoss(one, one.hot(), native("SigmoidCrossEntropyLoss"))
     if noise.size < LOOP_LIMIT:
