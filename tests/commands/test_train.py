@@ -161,7 +161,7 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
     import struct
     import termios
 
-    solver = make_run(tmp_path, max_iter=400, test=False, snapshot=0)
+    solver = make_run(tmp_path, max_iter=3000, test=False, snapshot=0)
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
     command = [sys.executable, "-m", "multilabel_softmax_loss", "train", solver, "--out", "run"]
@@ -179,7 +179,7 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(tmp_path):
     os.close(screen)
     assert process.wait() == 0
     assert max(len(line) for line in re.split("[\r\n]+", shown.decode())) <= 70
-    assert re.search(rb"\d+/400, \d+ s left, [\d.,]+ it/s, loss=[\d.]+, lr=0\.02", shown)
+    assert re.search(rb"\d+/3000, \d+ s left, [\d.,]+ it/s, loss=[\d.]+, lr=0\.02", shown)
 
 
 def add_layer(folder, code, bottom="label"):
