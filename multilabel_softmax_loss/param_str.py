@@ -97,6 +97,7 @@ def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
+@dataclasses.dataclass(frozen=True)
 class OptionSet:
     """What classes of options share: each field is checked as it is made, and names are checked before.
 
@@ -104,7 +105,7 @@ class OptionSet:
     """
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+        for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
             try:
                 object.__setattr__(self, entry.name, entry.metadata["check"](value))
@@ -113,7 +114,7 @@ class OptionSet:
 
     @classmethod
     def names(cls) -> list:
-        return [entry.name for entry in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return [entry.name for entry in dataclasses.fields(cls)]
 
     @classmethod
     def make(cls: Type[SetType], options: Mapping[str, Any]) -> SetType:

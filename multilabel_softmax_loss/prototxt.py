@@ -225,7 +225,7 @@ def option_rows(options: Type[OptionSet]) -> List[List[str]]:
     """Name, default, effect and source of each option."""
     return [
         [f"`{entry.name}`", f"`{json.dumps(entry.default)}`", entry.metadata["effect"], entry.metadata["source"]]
-        for entry in dataclasses.fields(options)  # type: ignore[arg-type]
+        for entry in dataclasses.fields(options)
     ]
 
 

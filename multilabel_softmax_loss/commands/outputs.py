@@ -167,7 +167,10 @@ def collect(
             is_mine = batches % ranks.size == ranks.rank
             batches += 1
             with running(path):
-                loaded.forward() if is_mine else pass_over_batch(loaded, places)
+                if is_mine:
+                    loaded.forward()
+                else:
+                    pass_over_batch(loaded, places)
             if not is_mine:
                 seen += size
                 continue

@@ -69,7 +69,10 @@ class TestNet:
             advance()
             is_mine = batch % ranks.size == ranks.rank
             with staying():
-                net.forward() if is_mine else pass_over_batch(net, places)
+                if is_mine:
+                    net.forward()
+                else:
+                    pass_over_batch(net, places)
             if not is_mine:
                 continue
             rows.append(([float(net.blobs[name].data) for name in self.outputs],))

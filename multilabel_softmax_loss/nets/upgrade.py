@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from ..errors import UsageError
 
@@ -146,7 +146,8 @@ def upgrade_v0(connection: Any, layer: Any, path: str) -> None:
 
 def without_padding(layers: Any, path: str) -> Any:
     """The layers of the first format without those of type "padding": the layer above pads for itself."""
-    kept, made_by = [], {}  # type: ignore[var-annotated]
+    kept: List[Any] = []
+    made_by: Dict[str, Any] = {}
     for layer in layers:
         sources = [made_by.get(bottom) for bottom in layer.bottom]
         if layer.layer.type != "padding":

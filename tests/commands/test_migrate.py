@@ -29,6 +29,7 @@ SOFTMAX = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom:
 ACCURACY = 'layer { name: "accuracy" type: "Accuracy" bottom: "scores" bottom: "label" top: "accuracy" }\n'
 # Layers as they were published, by their formulas.
 PUBLISHED = """
+import ast
 import caffe
 import numpy as np
 
@@ -52,7 +53,7 @@ class CustomSoftmaxLoss(Published):
 
 class FocalLoss(Published):
     def formula(self, s, y):
-        g = eval(self.param_str)["focusing_parameter"] if self.param_str else 2
+        g = ast.literal_eval(self.param_str)["focusing_parameter"] if self.param_str else 2
         p = 1 / (1 + np.exp(-s))
         q = np.where(y != 0, p, 1 - p)
         slope = (1 - q) ** g * (g * q * np.log(q) + q - 1)
