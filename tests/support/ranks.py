@@ -38,7 +38,10 @@ def start_ranks(size, *words, folder=TESTS, patience=60, stderr=subprocess.PIPE,
 
 
 def finish(process, seconds=120):
-    """(exit status, output, errors) of a running mpiexec, which is killed with its ranks if it takes too long."""
+    """(exit status, output, errors) of a running mpiexec, which is killed with its ranks if it takes too long.
+
+    Of a pipe that was read from before, the process must have written no more than was read, or that is lost.
+    """
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
