@@ -12,7 +12,6 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Se
 import numpy as np
 
 from ..errors import UsageError, shortlist
-from ..files import read_lines
 from .finder import ImageFinder
 from .formats import FORMATS, recognize
 from .stream import UNKNOWN
@@ -302,10 +301,12 @@ def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optio
 
 def class_names(path: str) -> List[str]:
     """The names in a file, one per line."""
-    names = read_lines(path, "--classes")
     with reading(path) as file:
-        rows = [row.strip() for row in re.split(r"\r\n|\r|\n", file.read().rstrip())]
-    if len(rows) > len(names):
+        rows = [row.strip() for row in file]
+    names = list(filter(None, rows))
+    if not names:
+        raise UsageError(f"{path} (--classes) is empty.")
+    if "" in rows[: len(names)]:
         raise UsageError(
             f"{path} has an empty line, {rows.index('') + 1}, before its last name; expected a name in each."
         )

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Iterator, List, Tuple
 
 from ..errors import UsageError
-from ..files import open_file
+from ..files import cannot_be_read, open_file
 
 CHUNK = 1 << 20
 
@@ -22,7 +22,7 @@ def reading(path: str) -> Iterator[Any]:
         with open_file(path, encoding="utf-8-sig", newline="") as file:
             yield file
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise cannot_be_read(path, None, error) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no text of UTF-8 (byte {error.start}); convert it first.") from error
     except csv.Error as error:

@@ -396,12 +396,22 @@ def test_classes_that_sources_do_not_share_are_said(tmp_path):
     assert gather([one, numbers], classes=names).labels.dense(1).tolist() == [1, 0, 1]
 
 
-def test_an_empty_line_among_classes_is_a_sentence(tmp_path):
-    """Else the indices of a list would mean the classes one further down."""
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        pytest.param("cat\n\ndog\nbird", "has an empty line, 2, before its last name", id="between"),
+        pytest.param("\r\ncat\r\ndog\r\n", "has an empty line, 1, before its last name", id="first"),
+        pytest.param("\n \n", r"names.txt \(--classes\) is empty", id="all"),
+        pytest.param("cat\ndog\ncat\n", "names a class twice: 'cat'", id="twice"),
+    ],
+)
+def test_a_list_of_classes_is_a_name_in_each_line(text, message, tmp_path):
+    """Were an empty line skipped, the indices of a list would mean the classes one further down."""
     source = sources.write_text(tmp_path / "list.txt", "a.jpg 2\nb.jpg 0 1\n")
-    for text, line in (("cat\n\ndog\nbird", 2), ("\r\ncat\r\ndog\r\n", 1)):
-        with pytest.raises(UsageError, match=f"has an empty line, {line}, before its last name"):
-            gather([source], classes=sources.write_text(tmp_path / "names.txt", text))
+    with pytest.raises(UsageError, match=message):
+        gather([source], classes=sources.write_text(tmp_path / "names.txt", text))
+    with pytest.raises(UsageError, match=r"name.txt cannot be read: .* Did you mean '.*names.txt'"):
+        gather([source], classes=str(tmp_path / "name.txt"))
     assert (
         gather([source], classes=sources.write_text(tmp_path / "names.txt", "c\rd\re\r\n\n")).labels.classes[2] == "e"
     )
