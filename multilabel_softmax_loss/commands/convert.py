@@ -39,9 +39,10 @@ EXAMPLE = """example:
   python -m multilabel_softmax_loss convert photos.csv --images photos --out tags
   python -m multilabel_softmax_loss convert photos.csv --images photos --out tags --resume   (after Ctrl-C or kill -9)
 
-SOURCE is recognised by looking: PASCAL VOC (its folder), COCO instances (JSON), CSV with a column of tags or a column
-per class, CelebA, NUS-WIDE (its folder), Open Images, iMaterialist, a list file of `path i j k` (class indices) or
-`path 0 1 -1` (values; -1 is unknown), or a folder per class. Several sources are read one after another.
+SOURCE is recognised by looking: PASCAL VOC (its folder), LabelImg's XML (its folder), COCO instances (JSON), CSV with a
+column of tags or a column per class, CelebA, NUS-WIDE (its folder), Open Images, iMaterialist, a list file of
+`path i j k` (class indices) or `path 0 1 -1` (values; -1 is unknown), or a folder per class. Several sources are read
+one after another.
 In DIR: the data of train and val, classes.txt, the mean, preprocessing.json, report.json, and train_val.prototxt with
 solver.prototxt, which `train` takes as they are. Exit status 2: something is wrong, such as too many bad images.
 """

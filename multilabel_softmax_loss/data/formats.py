@@ -29,15 +29,11 @@ from .text import head, lines, reading
 # PASCAL VOC
 
 
-def voc_folder(path: str, *parts: str) -> str:
-    """The folder `parts` of a VOC tree, given the tree or that folder itself."""
-    return path if os.path.basename(os.path.normpath(path)) == parts[-1] else os.path.join(path, *parts)
-
-
 def voc_sets(path: str) -> Dict[str, List[str]]:
     """The files of ImageSets/Main by class; those of "train" and "val" left out where "trainval" has both."""
     found: Dict[str, List[str]] = {}
-    for name in sorted(glob(os.path.join(escape(voc_folder(path, "ImageSets", "Main")), "*_*.txt"))):
+    folder = path if os.path.basename(os.path.normpath(path)) == "Main" else os.path.join(path, "ImageSets", "Main")
+    for name in sorted(glob(os.path.join(escape(folder), "*_*.txt"))):
         stem, part = os.path.basename(name)[:-4].rsplit("_", 1)
         if part in ("train", "val", "trainval", "test"):
             found.setdefault(stem, []).append(name)
@@ -70,7 +66,9 @@ def read_voc_main(path: str, say: Say) -> Stream:
 
 
 def voc_annotations(path: str) -> List[str]:
-    return sorted(glob(os.path.join(escape(voc_folder(path, "Annotations")), "*.xml")))
+    """The XML files of the first folder that has any: that of a VOC tree, or `path` itself, be images there too."""
+    folders = (glob(os.path.join(escape(path), name, "*.xml")) for name in ("Annotations", "annotations", ""))
+    return sorted(next(filter(None, folders), []))
 
 
 def read_voc_xml(path: str, say: Say) -> Stream:
@@ -271,7 +269,7 @@ class Format(NamedTuple):
 FORMATS: Dict[str, Format] = {
     "voc-main": Format("PASCAL VOC, ImageSets/Main", voc_sets, read_voc_main, ("JPEGImages", "../../JPEGImages")),
     "voc-xml": Format(
-        "PASCAL VOC, Annotations/*.xml",
+        "XML of PASCAL VOC or LabelImg",
         lambda path: not voc_sets(path) and voc_annotations(path),
         read_voc_xml,
         ("JPEGImages", "../JPEGImages", "images", "../images"),

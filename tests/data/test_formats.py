@@ -204,6 +204,23 @@ def test_categories_of_one_name_are_one_class(tmp_path):
     assert "Categories of one name are one class: cat." in found.notes
 
 
+@pytest.mark.parametrize(
+    "home, images",
+    [(".", "."), ("annotations", "images"), ("Annotations", "JPEGImages")],
+    ids=["beside", "lower", "voc"],
+)
+def test_xml_is_found_beside_its_images_and_in_folders_of_its_own(home, images, tmp_path):
+    sources.write_images(tmp_path / images, ["a.jpg", "b.png"])
+    for name, label in (("a.jpg", "dog"), ("b.png", "cat")):
+        text = f"<annotation><filename>{name}</filename><object><name>{label}</name></object></annotation>"
+        sources.write_text(tmp_path / home / f"{name[0]}.xml", text)
+    for source in {tmp_path, tmp_path / home}:
+        assert recognize(str(source)) == "voc-xml"
+        found = gather([str(source)])
+        assert_told(found, ["cat", "dog"], {"a.jpg": [0, 1], "b.png": [1, 0]})
+        assert all(map(os.path.isfile, found.labels.paths))
+
+
 def test_two_annotations_of_one_image_are_a_sentence(tmp_path):
     folder = sources.voc_xml(tmp_path)
     assert "another name" not in "".join(gather([str(folder)]).notes)
