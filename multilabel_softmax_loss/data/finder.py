@@ -7,7 +7,7 @@ import re
 from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 
 from ..errors import UsageError
-from .stream import SUFFIXES, Say, is_image
+from .stream import SUFFIXES, Say, images_of, is_image
 
 # The splits that a name tells of, as whole words: "trainval" is both, "valley" is none.
 SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)(?:ing|id|idation)?(?![a-uw-z])")
@@ -91,7 +91,7 @@ class ImageFinder:
         """All image files below the folder searched, each once."""
         for folder, folders, names in os.walk(self.searched):
             folders[:] = sorted(name for name in folders if self.images or fits(name, self.source))
-            yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(names) if is_image(name))
+            yield from (os.path.normpath(os.path.join(folder, name)) for name in images_of(names))
 
 
 def plain(name: str) -> str:

@@ -13,7 +13,7 @@ from ..errors import UsageError, shortlist
 from ..files import search_hint
 from .finder import SPLIT
 from .json_lists import json_keys, read_coco, read_imaterialist
-from .stream import UNKNOWN, Say, Stream, declared, is_image
+from .stream import UNKNOWN, Say, Stream, declared, images_of, is_image
 from .tables import (
     columns_of,
     is_open_images,
@@ -215,7 +215,7 @@ def class_folders(path: str) -> List[str]:
     if not os.path.isdir(path):
         return []
     folders = [name for name in sorted(os.listdir(path)) if os.path.isdir(os.path.join(path, name))]
-    return [name for name in folders if any(map(is_image, os.listdir(os.path.join(path, name)))) and name[0] != "."]
+    return [name for name in folders if images_of(os.listdir(os.path.join(path, name))) and name[0] != "."]
 
 
 def looks_like_classes(path: str) -> bool:
@@ -244,7 +244,7 @@ def read_folders(path: str, say: Say) -> Stream:
         say(f"{len(left):,} files are no images right in the folder of a class and are left out: {shortlist(left)}.")
     linked: Dict[Tuple[int, int], str] = {}
     for name in names:
-        for image in filter(is_image, sorted(os.listdir(os.path.join(path, name)))):
+        for image in images_of(os.listdir(os.path.join(path, name))):
             file = os.path.realpath(os.path.join(path, name, image))  # a link to another class's image is that image
             if os.path.exists(file) and os.stat(file).st_nlink > 1:
                 status = os.stat(file)

@@ -274,6 +274,8 @@ def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optio
     images = gathering.finder.images
     if images:
         unused = [path for path in gathering.finder.below() if path not in gathering.rows]
+        known = set(map(os.path.realpath, gathering.rows if unused else ()))  # rows may name it otherwise, or by a link
+        unused = [path for path in unused if os.path.realpath(path) not in known]
         if unused:
             notes.append(f"{len(unused):,} images in {images} have no row and are left out: {shortlist(unused)}.")
     if both:

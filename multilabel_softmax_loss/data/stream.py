@@ -8,7 +8,7 @@ through `say`, once for each text.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..errors import UsageError
 
@@ -20,6 +20,11 @@ Stream = Iterator[Tuple[Optional[str], Dict[Any, float]]]
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
+
+
+def images_of(names: Iterable[str]) -> List[str]:
+    """The images among the files of a folder, in order, without hidden ones, such as the "._a.jpg" of macOS."""
+    return sorted(name for name in names if is_image(name) and name[0] != ".")
 
 
 def declared(names: Iterable[str], path: str) -> Dict[Any, float]:

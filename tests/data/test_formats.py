@@ -245,11 +245,14 @@ def test_what_a_source_may_lack_is_said(tmp_path):
     assert "fewer than 3 images are absent (--absent) in the others: cat 2." in notes(voc)
     folders = sources.folders(tmp_path / "folders")
     assert notes(folders) == ""
+    for name in ("cats", "empty"):
+        sources.write_text(folders / name / "._a.jpg", "of macOS")
     sources.write_images(folders, ["cats/old/x.jpg", "y.jpg", ".trash/z.jpg"])
     sources.write_text(folders / "cats" / "a.heic", "")
     note = notes(folders)
     assert note.startswith("3 files are no images right in")
     assert all(name in note for name in (os.path.join("old", "x.jpg"), "y.jpg", "a.heic"))
+    assert_told(gather([str(folders)]), *EXPECTED["folders"])
 
 
 def test_classes_of_open_images_that_share_a_name_are_told_apart(tmp_path):
@@ -317,6 +320,15 @@ def test_images_that_no_row_of_any_source_has_are_counted(tmp_path):
     sources.write_image(tmp_path / "images" / "other.jpg")
     found = gather([sources.csv_tags(tmp_path), other], images=str(tmp_path / "images"))
     assert any(note.startswith("1 images in") and "unlisted.jpg" in note for note in found.notes)
+
+
+def test_images_that_rows_name_by_other_paths_have_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(sources.folders(tmp_path))
+    os.remove("big dogs/other.jpg")
+    assert gather(["."], images=".").notes == []
+    assert gather([sources.write_text("all.txt", f"{tmp_path}/cats/a.jpg 3\n")], images="cats").notes == [
+        "2 images in cats have no row and are left out: cats/c.jpg, cats/d.jpg."
+    ]
 
 
 def test_absent_classes_may_be_unknown(tmp_path):
