@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from glob import escape, glob
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 from ..errors import UsageError, shortlist
 from .stream import UNKNOWN, Say, Stream, declared, is_image
@@ -14,6 +14,8 @@ from .text import number_of, table
 
 OPEN_IMAGES = ("ImageID", "LabelName", "Confidence")
 NO_LABEL = "no finding"  # the tag of radiologists for an image without any
+WORDS = {"true": 1.0, "false": 0.0, "na": UNKNOWN, "nan": UNKNOWN}  # as pandas and R write labels
+ELEMENT = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"]+)""")  # of a list as Python, JSON or NumPy print it
 IMAGE_NAMES = "image image_name imageid image_id image_index img filename file_name file path filepath image_path id"
 TAG_NAMES = "tags tag labels label finding_labels classes class categories category target attribute_ids attributes"
 
@@ -37,18 +39,20 @@ def columns_of(path: str) -> Optional[Columns]:
     plain = [re.sub(r"\W+", "_", name.lower()) for name in header]
     cells = [[row[k].strip() for row in rows[1:] if k < len(row)] for k in range(len(header))]
     images = [k for k, column in enumerate(cells) if column and all(map(is_image, column))]
+    images.sort(key=lambda k: plain[k] not in IMAGE_NAMES.split())  # of two, such as a mask, the one named so
     images += [plain.index(name) for name in IMAGE_NAMES.split() if name in plain]
     image = images[0] if images else None
     others = [k for k in range(len(header)) if k != image]
     numbers = [k for k in others if header[k] and any(cells[k]) and all(in_range(cell) for cell in cells[k])]
-    texts = [k for k in others if any(cells[k]) and all(number_of(cell) is None for cell in cells[k] if cell)]
+    words = [k for k in others if any(cells[k]) and k not in numbers]
+    texts = [k for k in words if all(number_of(cell) is None for cell in cells[k] if cell)]
     tags = next((plain.index(name) for name in TAG_NAMES.split() if name in plain and plain.index(name) != image), None)
     empty = [k for k in others if not any(cells[k])]
     return Columns(header, image, tags, numbers, texts, empty)
 
 
 def in_range(cell: str) -> bool:
-    value = number_of(cell)
+    value = WORDS.get(cell.lower(), number_of(cell))
     return not cell or (value is not None and -1 <= value <= 1)
 
 
@@ -76,16 +80,43 @@ def read_csv_tags(path: str, say: Say) -> Stream:
     columns, place = columns_of(path), tag_column(path)
     if columns is None or columns.image is None or place is None:
         raise UsageError(f"{path} has no columns of images and of tags; expected a header such as image,tags.")
-    separator = next((mark for mark in "|;," if any(mark in row[place] for row in body(path, columns))), None)
-    if separator is None and any(row[place].strip().lower() == NO_LABEL for row in body(path, columns)):
+
+    def plain() -> Iterator[str]:
+        return (row[place] for row in body(path, columns) if not is_list(row[place]))
+
+    separator = next((mark for mark in "|;," if any(mark in cell for cell in plain())), None)
+    if separator is None and any(cell.strip().lower() == NO_LABEL for cell in plain()):
         separator = "|"
-    mark = "blanks" if separator is None else repr(separator)
-    say(f"The tags of an image are in column {columns.header[place]!r}, separated by {mark}.")
-    for row in body(path, columns, place):
-        tags = [tag.strip() for tag in row[place].split(separator)]
+    mark = f"separated by {'blanks' if separator is None else repr(separator)}"
+    mark = mark if any(map(str.strip, plain())) else "lists in brackets"
+    say(f"The tags of an image are in column {columns.header[place]!r}, {mark}.")
+    left_out(columns, [columns.image, place], "The other columns", say)
+    for number, row in enumerate(body(path, columns, place), 2):
+        tags = tags_of(row[place], separator)
+        if len(set(tags)) < len(tags) and {number_of(tag) for tag in tags} <= {0, 1}:
+            raise UsageError(
+                f"{path}, row {number}, has {row[place][:60]!r} for tags; expected names, or a column for each class."
+            )
         if NO_LABEL in (tag.lower() for tag in tags):
             say('"No Finding" is no label: an image of that tag alone has none.')
-        yield row[columns.image].strip(), {tag: 1.0 for tag in tags if tag and tag.lower() != NO_LABEL}
+        yield row[columns.image].strip(), {tag: 1.0 for tag in tags if tag.lower() != NO_LABEL}
+
+
+def is_list(cell: str) -> bool:
+    return cell.lstrip().startswith("[") and cell.rstrip().endswith("]")
+
+
+def tags_of(cell: str, separator: Optional[str]) -> List[str]:
+    """The tags in a cell; those of a list in brackets are in quotes, or hold no blanks."""
+    tags = map("".join, ELEMENT.findall(cell.strip()[1:-1])) if is_list(cell) else cell.split(separator)
+    return [tag.strip() for tag in tags if tag.strip()]
+
+
+def left_out(columns: Columns, used: Sequence[int], which: str, say: Say) -> None:
+    """Say which columns are not used."""
+    names = [name or "one without a name" for k, name in enumerate(columns.header) if k not in used]
+    if names:
+        say(f"{which} are left out: {shortlist(names, 8)}.")
 
 
 def body(path: str, columns: Columns, *used: int) -> Iterator[List[str]]:
@@ -135,22 +166,26 @@ def read_csv_columns(path: str, say: Say) -> Stream:
     used = {k: columns.header[k] for k in numbers if columns.header[k].lower() != NO_LABEL}
     if len(used) < len(numbers):
         say('"No Finding" is no label: its column is left out.')
-    left = [
-        name or "one without a name" for k, name in enumerate(columns.header) if k not in numbers and k != columns.image
-    ]
-    if left:
-        say(f"Columns that are empty, or hold other things than 1, 0 and -1, are left out: {shortlist(left, 8)}.")
+    which = "Columns that are empty, or hold other things than 1, 0 and -1,"
+    left_out(columns, [columns.image, *numbers], which, say)
     minus = minus_one((row[k].strip() for row in body(path, columns) for k in used), say)
     yield None, declared(used.values(), path)
     for number, row in enumerate(body(path, columns), 2):
         values = {}
         for k, name in used.items():
             cell = row[k].strip()
-            if cell:  # an empty cell says nothing
+            if not cell:
+                say("Empty cells are absent (--absent).")
+                continue
+            value = WORDS.get(cell.lower())
+            if value == UNKNOWN:
+                say('"NA" and "NaN" are taken for unknown.')
+            if value is None:
                 value = number_of(cell)
-                if value is None or not (value == -1 or 0 <= value <= 1):
-                    raise UsageError(f"{path}, row {number}, has {cell!r} for {name!r}; expected 1, 0, -1 or nothing.")
-                values[name] = minus if value == -1 else value
+                value = minus if value == -1 else value
+            if value is None or not (value == UNKNOWN or 0 <= value <= 1):
+                raise UsageError(f"{path}, row {number}, has {cell!r} for {name!r}; expected 1, 0, -1 or nothing.")
+            values[name] = value
         yield row[columns.image].strip(), values
 
 
@@ -163,7 +198,7 @@ def read_open_images(path: str, say: Say) -> Stream:
     names = {row[0]: row[1].strip() for file in descriptions for row in table(file) if len(row) > 1}
     uses = Counter(names.values())
     names = {code: name if uses[name] == 1 else f"{name} ({code})" for code, name in names.items()}
-    say("Verified labels are yes or no (Confidence 1 and 0); all else is unknown.")
+    say("Verified labels are yes or no (Confidence 1 and 0); all else is unknown (--absent).")
     for row in body(path, columns):
         value = number_of(row[confidence])
         if value in (0.0, 1.0):

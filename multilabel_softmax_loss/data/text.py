@@ -53,7 +53,8 @@ def table(path: str) -> Iterator[List[str]]:
     first = (head(path, 1) or [""])[0]
     separator = max(",;\t", key=first.count)
     with reading(path) as file:
-        rows = csv.reader(file, delimiter=separator, strict=True)  # a quote that is not closed would swallow rows
+        # strict, as a quote that is not closed would swallow rows; in `a, "b, c"` the quote opens after the blank
+        rows = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
         try:
             yield from filter(any, rows)
         except csv.Error as error:

@@ -140,6 +140,12 @@ def coco_text(**lists):
 
 FAULTS = {
     "a row too short": ("a.csv", "image,tags\na.jpg,x\nb.jpg\n", "row 3, has 1 cells; expected 2"),
+    "values for tags": (
+        "a.csv",
+        "image,labels\na.jpg,0 1\nb.jpg,0 1 0\n",
+        "row 3, has '0 1 0' for tags; expected names",
+    ),
+    "a list of values for tags": ("a.csv", 'image,labels\na.jpg,"[0, 1, 0]"\n', "or a column for each class"),
     "no value": ("a.csv", "image,cat\n" + "a.jpg,1\n" * 2000 + "b.jpg,2\n", "row 2002, has '2' for 'cat'"),
     "no header": (
         "a.csv",
@@ -253,6 +259,33 @@ def test_what_a_source_may_lack_is_said(tmp_path):
     assert note.startswith("3 files are no images right in")
     assert all(name in note for name in (os.path.join("old", "x.jpg"), "y.jpg", "a.heic"))
     assert_told(gather([str(folders)]), *EXPECTED["folders"])
+
+
+@pytest.mark.parametrize(
+    "cell, tags",
+    [
+        pytest.param("['cat', \"dog's, or cat's\"]", ["cat", "dog's, or cat's"], id="Python"),
+        pytest.param('["cat", "big dog"]', ["big dog", "cat"], id="JSON"),
+        pytest.param("['cat' 'big dog']", ["big dog", "cat"], id="NumPy"),
+        pytest.param("[7, 16]", ["7", "16"], id="numbers"),
+        pytest.param(" cat, big dog", ["big dog", "cat"], id="no list"),
+    ],
+)
+def test_tags_may_be_a_list(cell, tags, tmp_path):
+    quoted = cell.replace('"', '""')
+    source = sources.write_text(tmp_path / "a.csv", f'image, tags, note\na.jpg, "{quoted}",\nb.jpg,[],\n  \n')
+    found = gather([source])
+    assert_told(found, tags, {"a.jpg": [1, 1], "b.jpg": [0, 0]})
+    assert "The other columns are left out: note." in found.notes
+
+
+def test_labels_as_pandas_and_r_write_them(tmp_path):
+    text = "mask,image,cat,dog\nm.png,a.jpg,True,NA\nm.png,b.jpg,False,true\nm.png,c.jpg,NaN,\n"
+    found = gather([sources.write_text(tmp_path / "a.csv", text)])
+    assert_told(found, ["cat", "dog"], {"a.jpg": [1, UNKNOWN], "b.jpg": [0, 1], "c.jpg": [UNKNOWN, 0]})
+    assert {"Empty cells are absent (--absent).", '"NA" and "NaN" are taken for unknown.'} < set(found.notes)
+    one = gather([sources.write_text(tmp_path / "b.csv", "image,cat\na.jpg,True\nb.jpg,False\n")])
+    assert_told(one, ["cat"], {"a.jpg": [1], "b.jpg": [0]})
 
 
 def test_classes_of_open_images_that_share_a_name_are_told_apart(tmp_path):
