@@ -44,6 +44,13 @@ HINTS = {
     "SIGXCPU": ": the limit of processor time is reached",
 }
 
+CANNOT_WRITE = " (the disk is full, or the folder of the run was moved or removed)"
+FATAL_HINTS = {  # by a part of what Caffe says
+    "SerializeToOstream": CANNOT_WRITE,
+    " to save": CANNOT_WRITE,
+    "corrupted compressed block": " (this Caffe was built without Snappy: write the LevelDB uncompressed, or an LMDB)",
+}
+
 # glog: "F20261122 00:55:14.266420  6134 net.cpp:41] Check failed: ..."
 FATAL = re.compile(r"^F\d{4,8} \S+ +\d+ (\S+:\d+)\] (.*)$", re.M)
 PROTOBUF = re.compile(r"^\[libprotobuf (?:ERROR|FATAL) .*?\] (.*)$", re.M)
@@ -263,9 +270,8 @@ def last_words(log: str, status: int) -> str:
     if fatal:
         details = [match.strip() for match in PROTOBUF.findall(text)]
         reason = "; ".join([*details, fatal.group(2).strip()])
-        told = f"Caffe stopped, since {fatal.group(1)} says: {reason}"
-        writing = "SerializeToOstream" in reason or " to save" in reason
-        return told + (" (the disk is full, or the folder of the run was moved or removed)" if writing else "")
+        hint = next((hint for words, hint in FATAL_HINTS.items() if words in reason), "")
+        return f"Caffe stopped, since {fatal.group(1)} says: {reason}{hint}"
     if status >= 0:
         return (
             f"a Python layer, or what it calls, ended the process with status {status}, as os._exit() does; expected "

@@ -52,8 +52,8 @@ def describe_data(layer: Any) -> Dict[str, Any]:
         size, files = layer.image_data_param.batch_size, [layer.image_data_param.source]
     elif layer.type == "Data":
         size, folder = layer.data_param.batch_size, layer.data_param.source
-        files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith((".mdb", ".ldb"))]
-        files = [path for path in files if not path.endswith("lock.mdb")]
+        names = [name for name in sorted(os.listdir(folder)) if name.endswith((".mdb", ".ldb", ".sst"))]
+        files = [os.path.join(folder, name) for name in names if name != "lock.mdb"]
     elif reads_index(layer):
         files = [index_options(layer)["source"]]
     for path in files:

@@ -101,8 +101,14 @@ def open_leveldb(source: str, where: str) -> Iterator[Database]:
         hint = " It looks like an LMDB: write backend: LMDB." if other else ""
         raise UsageError(f"{where} is no LevelDB: no file CURRENT is in it.{hint}")
     try:
-        database = plyvel.DB(source, create_if_missing=False)
+        # It writes anew what its log holds, which a Caffe that was built without Snappy could not read if compressed.
+        database = plyvel.DB(source, create_if_missing=False, compression=None)
     except (plyvel.Error, OSError) as error:
+        if "lock" in str(error):
+            raise UsageError(
+                f"{where} is open in another process, and a LevelDB can be in one only. Give each process, such as "
+                "each rank, a copy of its own, or make it an LMDB."
+            ) from error
         raise UsageError(f"{where} is no readable LevelDB: {error}.") from error
     try:
         held = sum(entry.stat().st_size for entry in os.scandir(source) if entry.is_file())

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_nets import OURS, listing, make_run, run_command
 
 from multilabel_softmax_loss.__main__ import main
-from multilabel_softmax_loss.commands.child import run_reporting
+from multilabel_softmax_loss.commands.child import last_words, run_reporting
 from multilabel_softmax_loss.commands.scratch import scratch_folder
 from multilabel_softmax_loss.commands.terminal import Lasting, printing_aside
 
@@ -103,6 +103,21 @@ def test_a_full_disk_is_told_in_a_sentence(capsys):
     assert run_reporting(run, argparse.Namespace(command="evaluate")) == 2
     expected = "evaluate: error: [Errno 28] No space left on device: 'scores.json'.\n"
     assert capsys.readouterr().err == f"python -m multilabel_softmax_loss {expected}"
+
+
+@pytest.mark.parametrize(
+    "said, hint",
+    [
+        (
+            "db_leveldb.hpp:19] Check failed: ok Corruption: corrupted compressed block contents",
+            "without Snappy: write",
+        ),
+        ("io.cpp:69] Check failed: proto.SerializeToOstream(&output) ", "the disk is full, or"),
+    ],
+)
+def test_what_caffe_says_is_explained_where_its_words_mislead(said, hint, tmp_path):
+    (tmp_path / "caffe.log").write_text(f"F20261122 00:55:14.266420  6134 {said}\n")
+    assert hint in last_words(str(tmp_path / "caffe.log"), -6)
 
 
 def test_a_name_that_is_no_utf_8_is_told_in_a_sentence(capsys):

@@ -247,6 +247,23 @@ def test_the_entries_of_a_database_are_counted(here, backend):
     assert count_samples(layers[0]) == 3
 
 
+def test_a_leveldb_that_was_looked_through_can_be_read_without_snappy(here):
+    """Which the Caffe of these tests has not: what only the log of a LevelDB holds is written anew as it is opened."""
+    layers = database("LEVELDB", [datum(data=bytes(3000), width=1500)] * 20)
+    check_data(layers, "net.prototxt")
+    Path("net.prototxt").write_text(str(caffe_pb2.NetParameter(layer=layers)))
+    assert not caffe.Net("net.prototxt", caffe.TRAIN).forward()["data"].any()
+
+
+def test_a_leveldb_that_another_process_has_open_is_told(here):
+    import plyvel
+
+    layers = database("LEVELDB", [datum()])
+    opened = plyvel.DB("db")
+    refused(layers, "db (source of layer 'data') is open in another process, and a LevelDB can be in one only.")
+    opened.close()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
 def test_an_lmdb_that_was_cut_short_is_refused_and_named(here, share):
     layers = database("LMDB", [datum(data=bytes(60_000), width=30_000)] * 20)
