@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -46,23 +46,20 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
             warn("train", f"{path}: layer {layer.name!r} (BatchNorm) has statistics of each rank's own samples.")
 
 
-def share_divisors(net: Any, layers: Sequence[Any]) -> None:
+def share_divisors(net: Any, layers: Sequence[Any], recorded: Sequence[str]) -> None:
     """Have Caffe's own losses be divided by what the whole iteration counts, as this package's are: where labels are
     ignored, so that each batch counts another number, and where nothing is divided, so that ranks add up to a sum.
 
     Caffe multiplies their gradient by the diff of their top, which puts that right. But where another layer reads that
-    top, too, Caffe splits it, and the gradient comes from there.
+    top, too, Caffe splits it, and the gradient comes from there. `recorded` are the blobs that the history has.
     """
     weights = net.blob_loss_weights
-    losses = iter([layer for layer in layers if layer.type in COUNTING])
     counted = {}
-    for place, made in enumerate(net.layers):
-        if made.type in COUNTING:
-            layer, top = next(losses), net._blob_names[net._top_ids(place)[0]]
+    for place, layer in with_places(net, layers):
+        if layer.type in COUNTING and weights[layer.top[0]] and not is_mean(layer):
             is_sum = layer.loss_param.normalization == layer.loss_param.NONE
-            if weights[top] and (is_sum or counts_labels(layer)):
-                ignored, labels = layer.loss_param.ignore_label, net.blobs[layer.bottom[1]]
-                counted[place] = is_sum, ignored, labels, net.blobs[top], weights[top]
+            ignored, labels, top = layer.loss_param.ignore_label, net.blobs[layer.bottom[1]], layer.top[0]
+            counted[place] = is_sum, ignored, labels, net.blobs[top], weights[top]
 
     def share(place: int) -> None:
         if place in counted:
@@ -73,24 +70,41 @@ def share_divisors(net: Any, layers: Sequence[Any]) -> None:
     if counted:
         net.after_forward(share)
     if ranks.size > 1:
-        tell_averages(net)
+        tell_averages(net, layers, recorded)
 
 
-def tell_averages(net: Any) -> None:
-    """Say which losses of a net are averaged over the ranks without a look at what each rank's batch counts."""
+def with_places(net: Any, layers: Sequence[Any]) -> Iterator[Tuple[int, Any]]:
+    """The layers of a caffe.Net, each with its place there, where Caffe has put others, of type Split, among them."""
+    return zip([place for place, made in enumerate(net.layers) if made.type != "Split"], layers)
+
+
+def tell_averages(net: Any, layers: Sequence[Any], recorded: Sequence[str]) -> None:
+    """Say what of a net is averaged over the ranks without a look at what each rank's batch counts."""
     weights = net.blob_loss_weights
     averaged = []
-    for place, layer in enumerate(net.layers):
-        known = layer.type in (*COUNTING, *MEANS) or type(layer).__name__ in PYTHON_LOSSES
-        ids = net._bottom_ids(place) if layer.type == "Split" else net._top_ids(place)
-        if not known and any(weights[net._blob_names[k]] for k in net._top_ids(place)):
-            averaged.append(net._blob_names[ids[0]])
+    for _, layer in with_places(net, layers):
+        is_shared = layer.type in COUNTING or layer.python_param.layer in PYTHON_LOSSES
+        if not (is_mean(layer) or (is_shared and weights[layer.top[0]])):
+            averaged += [top for top in layer.top if weights[top] or top in recorded]
+    for place, made in enumerate(net.layers):  # a loss that other layers read
+        if made.type == "Split" and any(weights[net._blob_names[k]] for k in net._top_ids(place)):
+            averaged.append(net._blob_names[net._bottom_ids(place)[0]])
     if averaged:
         warn(
             "train",
-            f"ranks average {shortlist(averaged)}, which is the loss of all their samples only if it is a mean over "
-            "all samples of a batch. Losses of this package, and Caffe's, need not be where no other layer reads them.",
+            f"ranks average {shortlist(dict.fromkeys(averaged))}, which is that of all their samples only if it is a "
+            "mean over all samples of a batch. Losses of this package, and Caffe's, need not be where they have a "
+            "loss_weight and no other layer reads them.",
         )
+
+
+def is_mean(layer: Any) -> bool:
+    """Whether the first top of a layer is a mean over all samples of a batch."""
+    if layer.type == "Accuracy":
+        return not layer.accuracy_param.HasField("ignore_label")
+    if layer.type in COUNTING:
+        return layer.loss_param.normalization != layer.loss_param.NONE and not counts_labels(layer)
+    return layer.type in MEANS
 
 
 def counts_labels(layer: Any) -> bool:

@@ -136,7 +136,7 @@ class SeededSolver:
         self.owners: List[str] = []  # the loss of each part of the window
         self.has_told_means = False
         self.last_layer = len(self.net.layers) - 1
-        share_divisors(self.net, file.train.net.layer)
+        share_divisors(self.net, file.train.net.layer, self.losses)
         self.net.after_forward(self.note_losses)
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
         self.shares = ranks.size > 1 or file.param.iter_size > 1

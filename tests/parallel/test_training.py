@@ -35,6 +35,7 @@ from support.tiny_nets import (
 
 from multilabel_softmax_loss.commands.predict import BATCH
 from multilabel_softmax_loss.commands.sharing import Shuffles, share_divisors, share_lists
+from multilabel_softmax_loss.commands.solver import scalar_outputs
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.nets.reading import read_prototxt
 from multilabel_softmax_loss.parallel.ranks import ranks
@@ -228,6 +229,9 @@ FAILING = """layer { name: "device" type: "Python" top: "device" include { phase
   python_param { module: "support.failing" layer: "FailsOnRank1" } }
 """
 UNWEIGHTED = (OURS % "").replace("loss_weight: 1", "loss_weight: 0")
+ACCURACY = 'layer { name: "right" type: "Accuracy" bottom: "scores" bottom: "class" top: "right" %s }'
+IGNORED = "accuracy_param { ignore_label: 0 }"
+ONE_CLASS = 'layer { name: "class" type: "DummyData" top: "class" dummy_data_param { shape { dim: 32 } } }'
 SUM = 'layer { name: "sum" type: "Reduction" bottom: "scores" top: "sum" loss_weight: 0.01 }'
 
 
@@ -235,11 +239,16 @@ SUM = 'layer { name: "sum" type: "Reduction" bottom: "scores" top: "sum" loss_we
     "loss, told",
     [
         pytest.param(
-            IGNORING.replace('top: "loss"', 'top: "loss" loss_weight: 1') + READ % "", ["loss"], id="Caffe's, read"
+            IGNORING.replace('top: "loss"', 'top: "loss" loss_weight: 1') + READ % "",
+            ["read, loss"],
+            id="Caffe's, read",
         ),
-        pytest.param(OURS % "" + READ % "", ["loss"], id="ours, read"),
+        pytest.param(OURS % "" + READ % "", ["read, loss"], id="ours, read"),
         pytest.param(UNWEIGHTED + READ % "loss_weight: 1", ["read"], id="ours by another layer"),
         pytest.param(IGNORING + SUM, ["sum"], id="not known"),
+        pytest.param(OURS % "" + UNWEIGHTED.replace('"loss"', '"more"'), ["more"], id="ours, only recorded"),
+        pytest.param(IGNORING + ONE_CLASS + ACCURACY % IGNORED, ["right"], id="a figure that ignores"),
+        pytest.param(IGNORING + ONE_CLASS + ACCURACY % "", [], id="a figure"),
         pytest.param(IGNORING, [], id="Caffe's"),
         pytest.param(OURS % "", [], id="ours"),
     ],
@@ -248,7 +257,8 @@ def test_losses_that_ranks_only_average_are_named(loss, told, data, tmp_path, ca
     write_run(tmp_path, data, WHOLE, loss)
     path = str(tmp_path / "net.prototxt")
     monkeypatch.setattr(ranks, "size", 2)
-    share_divisors(caffe.Net(path, caffe.TRAIN), read_prototxt(path).layer)
+    net = caffe.Net(path, caffe.TRAIN)
+    share_divisors(net, read_prototxt(path).layer, scalar_outputs(net))
     assert re.findall("ranks average (.*), which", capsys.readouterr().err) == told
 
 
