@@ -91,13 +91,11 @@ class MultilabelLossLayer(caffe.Layer):
             self.loss = self.loss_class(self.options, *self.arrays)
         except InputError as error:
             raise self.explain(error) from error
-        if self.shapes is None:
-            self.loss.compile()
-            if self.options.label_format == "indices" and shapes[0] == shapes[1]:
-                self.warn(
-                    'param_str has label_format "indices", and bottom[1] (labels) the shape of bottom[0] (scores): its '
-                    'numbers are taken for class indices.\n    Labels of 0 and 1 per class need label_format "dense".'
-                )
+        if self.shapes is None and self.options.label_format == "indices" and shapes[0] == shapes[1]:
+            self.warn(
+                'param_str has label_format "indices", and bottom[1] (labels) the shape of bottom[0] (scores): its '
+                'numbers are taken for class indices.\n    Labels of 0 and 1 per class need label_format "dense".'
+            )
         self.shapes = shapes
         self.expected_divisor = float(self.loss.sizes()["FULL"] if self.loss.size is None else self.loss.size)
         self.written: Optional[Written] = None

@@ -12,9 +12,8 @@
     ranking_positions  ranking losses                                       positions
     scale_entries      multiplies a gradient                                entries
     None               float64 and other types, arrays that are not in C    NumPy does it
-                       order or read-only, empty ones, "kl"; a bad label
-                       or a position that must not be empty: NumPy says
-                       which
+                       order, empty ones, "kl"; a bad label or a position
+                       that must not be empty: NumPy says which
     =================  ===================================================  ====================
 
 The formulas are those of the same names in losses/, written a second time; tests compare them. Nothing here knows the
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .compiling import compiled, use_wide_vectors
+from .compiling import compiled, machine_code, use_wide_vectors
 from .maps import softmax_maps, tile_width
 from .ranking import ranking_positions
 from .rows import softmax_rows
@@ -83,8 +82,8 @@ def suits(scores: np.ndarray, labels: np.ndarray) -> bool:
         scores.dtype == labels.dtype == np.float32
         and scores.flags.c_contiguous
         and labels.flags.c_contiguous
-        and scores.flags.writeable
-        and labels.flags.writeable
+        and scores.flags.aligned
+        and labels.flags.aligned
         and scores.size
         and labels.size
     )
@@ -92,11 +91,7 @@ def suits(scores: np.ndarray, labels: np.ndarray) -> bool:
 
 def label_constants(lists: Optional[int], ignore_label: Optional[float]) -> tuple:
     """length, ignoring and ignore_label as the kernels take them."""
-    return (
-        lists or 0,
-        lists is None and ignore_label is not None,
-        np.float32(0 if ignore_label is None else ignore_label),
-    )
+    return lists or 0, lists is None and ignore_label is not None, ignore_label or 0
 
 
 def plan_softmax(
@@ -116,14 +111,14 @@ def plan_softmax(
     """
     outer, classes, inner = shape
     entries = outer * classes * inner
-    class_weight = NO_WEIGHT if class_weight is None else class_weight.copy()  # options' are read-only, another type
-    options = (class_weight, *label_constants(lists, ignore_label), normalization, float(smoothing), empty, classes)
+    class_weight = NO_WEIGHT if class_weight is None else class_weight
+    options = (class_weight, *label_constants(lists, ignore_label), normalization, smoothing, empty, classes)
     if inner == 1 and not (classes < SHORT and outer >= SHORT):
-        return Plan(softmax_rows, options, outer, entries)
+        return Plan(machine_code(softmax_rows), options, outer, entries)
     turned = inner == 1
     outer, places = (1, outer) if turned else (outer, inner)
     width = tile_width(classes, places)
-    return Plan(softmax_maps, (*options, places, width, turned), outer * -(-places // width), entries)
+    return Plan(machine_code(softmax_maps), (*options, places, width, turned), outer * -(-places // width), entries)
 
 
 def plan_sigmoid(
@@ -146,11 +141,11 @@ def plan_sigmoid(
     outer, classes, inner = shape
     entries = outer * classes * inner
     alike = bool((positive == 1).all() and (negative == 1).all())
-    focal = tuple(map(float, (*gammas, margin)))
+    focal = (*gammas, margin)
     plain = lists is None and ignore_label is None and alike and smoothing == 0 and not any(focal) and not weighted
     lines = -(-entries // RUN) if plain else outer if inner == 1 else outer * classes
-    constants = (positive, negative, *label_constants(lists, ignore_label), float(smoothing), *focal)
-    return Plan(sigmoid_lines, (*constants, classes, inner, plain), lines, entries)
+    constants = (positive, negative, *label_constants(lists, ignore_label), smoothing, *focal)
+    return Plan(machine_code(sigmoid_lines), (*constants, classes, inner, plain), lines, entries)
 
 
 def plan_ranking(
@@ -166,9 +161,9 @@ def plan_ranking(
 ) -> Plan:
     """A ranking loss of scores (N, C, S), with labels as in plan_softmax(); the rest is explained in ranking.py."""
     outer, classes, inner = shape
-    class_weight = NO_WEIGHT if class_weight is None else class_weight.copy()
+    class_weight = NO_WEIGHT if class_weight is None else class_weight
     options = (class_weight, *label_constants(lists, ignore_label), ranking, margin, per_pair, empty, classes, inner)
-    return Plan(ranking_positions, options, outer * inner, outer * classes * inner)
+    return Plan(machine_code(ranking_positions), options, outer * inner, outer * classes * inner)
 
 
 @compiled
@@ -181,8 +176,8 @@ def scale_entries(gradient, step, start, stop):
 
 def scale(gradient: np.ndarray, step: float) -> None:
     """Multiply a float32 array in C order by a number, in place; each product is rounded once."""
-    arguments, entries = (gradient.reshape(-1), float(step)), gradient.size
+    kernel, arguments, entries = machine_code(scale_entries), (gradient.reshape(-1), step), gradient.size
     if entries < SHARED_ENTRIES:
-        scale_entries(*arguments, 0, entries)
+        kernel(*arguments, 0, entries)
     else:
-        TEAM.run(scale_entries, arguments, entries)
+        TEAM.run(kernel, arguments, entries)

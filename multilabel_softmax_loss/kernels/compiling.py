@@ -11,6 +11,8 @@ import hashlib
 import pickle
 import warnings
 from contextlib import suppress
+from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,21 @@ WITHIN = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": Tru
 summing = njit(fastmath=FAST, **WITHIN)
 inlined = njit(fastmath={"contract"}, **WITHIN)  # no reassoc: it would undo the rounding in exp
 
+# Of a kernel's arguments by their names; the others are int64.
+TYPES = {
+    **dict.fromkeys(("scores", "labels", "gradient", "probs"), types.float32[::1]),
+    **dict.fromkeys(("weight", "class_weight", "positive", "negative"), types.float64[::1]),
+    **dict.fromkeys(("factor", "step", "smoothing", "up_gamma", "down_gamma", "margin"), types.float64),
+    **dict.fromkeys(("ignoring", "turned", "plain", "per_pair"), types.boolean),
+    "ignore_label": types.float32,
+}
+
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def compiled(function: Any) -> Any:
-    """The function compiled on its first call; the machine code is kept beside this file, or in the user's cache."""
+    """The function compiled when it is wanted; the machine code is kept beside this file, or in the user's cache."""
     options = {"nogil": True, "error_model": "numpy", "fastmath": FAST}
     function.__qualname__ += f"-{SOURCES[:16]}"  # names the files of the cache
     try:
@@ -49,6 +60,16 @@ def compiled(function: Any) -> Any:
         return njit(**options)(function)
     dispatcher._cache._cache_file.__class__ = SealedFile
     return dispatcher
+
+
+@lru_cache(maxsize=None)
+def machine_code(kernel: Any) -> Any:
+    """The kernel as a function for arguments of its TYPES alone.
+
+    numba's own way looks at the type of each argument in each call, which takes 10 us in training: a tenth of what the
+    layer takes for 64 x 20 scores.
+    """
+    return kernel.compile(tuple(TYPES.get(name, types.int64) for name in signature(kernel.py_func).parameters))
 
 
 class SealedFile(IndexDataCacheFile):

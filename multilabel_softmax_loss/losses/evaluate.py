@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
@@ -131,19 +130,6 @@ class Loss:
             if abs(total) > HUGE and gradient is not None:
                 check_gradient(gradient, loss)
         return Mean(loss, divisor, weight_scale)
-
-    def compile(self) -> None:
-        """Evaluate a small batch of the same kind, so that the first real one waits for no compiler."""
-        if self.kernel is None:
-            return
-        layout, options = self.layout, self.options.on_axis(1)
-        shape = (min(layout.outer, 64), layout.classes) if layout.flat else (1, layout.classes, 2)
-        scores = np.zeros(shape, np.float32)
-        is_label = options.label_format == "dense" or options.padding == 0
-        labels = np.full((shape[0], layout.label_width, *shape[2:]), is_label, np.float32)  # 1, or no padding
-        with suppress(InputError):  # options that refuse even this batch
-            type(self)(options, scores, labels, None)(scores, labels, None, np.empty_like(scores))
-        scale_gradient(np.zeros(1, np.float32), 1.0)
 
     def by_blocks(
         self,
