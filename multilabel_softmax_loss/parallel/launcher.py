@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any, Callable, Iterator, Optional, Tuple
 
 from ..errors import UsageError, end_interrupted
 
+READ = 3.0  # seconds in which a launcher has read what it is told, or never will
 PATIENCE = "MULTILABEL_SOFTMAX_LOSS_PATIENCE"  # the environment variable; seconds
 
 # Rank and number of ranks, as the launchers of MPICH, Intel MPI and `srun --mpi=pmi2`, Open MPI, and `srun --mpi=pmix`
@@ -74,9 +76,20 @@ def end_all(status: int, say_why: Callable[[], None] = lambda: None) -> int:
     say_why()
     with suppress(KeyError, ValueError, OSError):
         descriptor = int(os.environ["PMI_FD"])
-        time.sleep(0.2)  # for the launcher to hand the words on
+        wait_until_read()
         os.write(descriptor, f"cmd=abort exitcode={status}\n".encode())
     return status
+
+
+def wait_until_read() -> None:
+    """Wait until the launcher has read what was written to the standard error, which the end of all may overtake."""
+    with suppress(ImportError, OSError):
+        from fcntl import ioctl
+        from termios import FIONREAD
+
+        end = time.monotonic() + READ
+        while stat.S_ISFIFO(os.fstat(2).st_mode) and any(ioctl(2, FIONREAD, bytes(4))) and time.monotonic() < end:
+            time.sleep(1e-3)
 
 
 def end_early(number: int, frame: Any) -> None:
@@ -135,6 +148,7 @@ def not_for_ever(size: int, seconds: float) -> Iterator[None]:
         os.close(writing)
         if not select.select([reading], [], [], seconds)[0]:
             os.write(2, f"MPI did not begin within {seconds:.0f} s: not all of {size} ranks have come.\n".encode())
+            wait_until_read()
             os.kill(parent, signal.SIGKILL)
         os._exit(0)
     os.close(reading)

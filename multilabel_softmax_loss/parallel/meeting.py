@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import UsageError
-from .launcher import PATIENCE, cores, import_mpi, patience
+from .launcher import PATIENCE, cores, import_mpi, patience, wait_until_read
 
 NUMBERS = 14  # that a header has room for
 STEP, END = 0, 1  # kinds of header
@@ -206,6 +206,7 @@ class Meeting:
     def abort(self, text: str) -> None:
         """End all ranks where one does not answer any more, so that they cannot end together."""
         self.say_why([text])
+        wait_until_read()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI has words of its own
         if self.process is not None:
             self.process.kill()

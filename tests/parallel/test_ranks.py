@@ -1,6 +1,7 @@
 """Ranks take their steps together, and end together: one status, one reason, from the rank at fault, and no hang."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -116,6 +117,26 @@ def test_a_rank_that_ends_before_it_starts_mpi_ends_those_that_wait_in_it(numpy,
     status, output, _ = finish(process)
     assert (status, output.count(words)) == (expected, 1), output
     assert time.monotonic() - began < 10
+
+
+WORDS = """
+import sys, time
+from multilabel_softmax_loss.parallel.launcher import wait_until_read
+print("words", file=sys.stderr, flush=True)
+wait_until_read()
+print(time.monotonic())
+"""
+
+
+def test_the_end_of_all_waits_until_its_reason_was_read():
+    """As a launcher that is slow to read it would else end all first."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", WORDS], **pipes)
+    select.select([process.stderr], [], [])
+    time.sleep(0.1)  # it would go on at once
+    before = time.monotonic()
+    assert process.stderr.readline() == "words\n"
+    assert float(process.communicate()[0]) > before
 
 
 def test_a_signal_to_the_launcher_reaches_every_rank():
