@@ -42,7 +42,6 @@ class Objective:
         self.weights = weights
         self.x = x
         self.evaluations = 0
-        self.reshaped = False  # whether the outputs had another shape somewhere
         started = time.monotonic()
         self.center = self.values(x)
         self.value = float(self.weights @ self.center)
@@ -62,7 +61,6 @@ class Objective:
         if self.evaluations == 1:
             self.spacing = np.spacing(np.abs(values)).astype(np.float64)
         elif values.shape != self.center.shape:  # such as rows that follow the data
-            self.reshaped = True
             return np.full_like(self.center, np.nan)
         return values.astype(np.float64)
 

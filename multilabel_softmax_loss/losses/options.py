@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Mapping, Optional, Tuple, TypeVar, Union
+from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
 from ..param_str import OptionSet, choice, integer, number, option, optional
-
-OptionsType = TypeVar("OptionsType", bound="Options")
 
 
 def per_class(value: Any) -> np.ndarray:
@@ -133,9 +130,6 @@ class Options(OptionSet):
     def padding(self) -> float:
         """What fills the unused places of "indices" labels."""
         return -1.0 if self.ignore_label is None else self.ignore_label
-
-    def on_axis(self: OptionsType, axis: int) -> OptionsType:
-        return dataclasses.replace(self, axis=axis)
 
 
 @dataclass(frozen=True, eq=False)
