@@ -48,6 +48,10 @@ def read_voc_main(path: str, say: Say) -> Stream:
     sets = voc_sets(path)
     yield None, dict.fromkeys(sets, 0.0)
     say("0 in ImageSets/Main (only difficult objects) is taken for unknown.")
+    parts = sorted({file[:-4].rpartition("_")[2] for files in sets.values() for file in files})
+    if len(parts) > 1:
+        kept = os.path.join(os.path.dirname(next(iter(sets.values()))[0]), "test.txt" if "test" in parts else "val.txt")
+        say(f"The images of {' and '.join(parts)} are read together; --split-file {kept} keeps them apart.")
     counts = {}
     for name, files in sets.items():
         listed = set()

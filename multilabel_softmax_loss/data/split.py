@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from .source import Labels
 from .text import lines
 
 SPLITS = ("train", "val", "test")
+ROW = re.compile(r"(.+?)[\s,;]+([^\s,;]+)")  # of a list, or of a table of CSV
 WORDS = {"0": "train", "1": "val", "2": "test", **{name: name for name in SPLITS}}
 EDGE = 4096
 
@@ -114,8 +116,8 @@ def listed(paths: Sequence[str], file: str) -> Tuple[List[str], List[str]]:
     ------
     UsageError : a name has two splits or fits two images, no name fits any, or some images of a file of rows have none.
     """
-    rows = [line.rsplit(None, 1) for line in lines(file)]
-    rows = [row if len(row) == 2 and row[1] in WORDS else [" ".join(row), "val"] for row in rows]
+    found = ((line, ROW.fullmatch(line.strip())) for line in lines(file))
+    rows = [match.groups() if match and match.group(2) in WORDS else (line, "val") for line, match in found]
     told: Dict[str, str] = {}
     for written, word in rows:
         entry = os.path.normpath(written.strip().replace("\\", "/"))

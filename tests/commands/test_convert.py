@@ -277,9 +277,10 @@ def test_a_given_split_is_kept_and_duplicates_across_it_are_told(tmp_path):
     index = read_index(str(tmp_path / "out" / "val_index.txt"))
     assert [Path(path).stem for path in index.paths] == names
     assert json.loads((tmp_path / "out" / "report.json").read_text())["duplicates"]["across_splits"]
-    three = sources.write_text(tmp_path / "three.txt", "".join(f"{k:03d}.png {k % 3}\n" for k in range(60)))
-    convert(source, "--out", tmp_path / "three", "--size", 24, "--split-file", three)
-    assert len(read_index(str(tmp_path / "three" / "test_index.txt")).paths) == 20
+    for mark, header in ((" ", ""), (",", "image_id,partition\n")):  # CelebA's own, and that of Kaggle
+        text = header + "".join(f"{k:03d}.png{mark}{k % 3}\n" for k in range(60))
+        convert(source, "--out", tmp_path / mark, "--split-file", sources.write_text(tmp_path / "three.txt", text))
+        assert len(read_index(str(tmp_path / mark / "test_index.txt")).paths) == 20
     wrong = sources.write_text(tmp_path / "wrong.txt", "x.jpg\ny.jpg\n")
     with pytest.raises(UsageError, match=r"lists x.jpg, y.jpg, and no image"):
         convert(source, "--out", tmp_path / "w", "--split-file", wrong)

@@ -247,6 +247,8 @@ def test_what_a_source_may_lack_is_said(tmp_path):
     assert "The first line tells of 3 images; 2 follow." in notes(celeba)
     voc = sources.voc_main(tmp_path / "voc")
     assert "fewer" not in notes(voc)
+    kept = os.path.join(str(voc), "ImageSets", "Main", "val.txt")
+    assert f"The images of train and trainval and val are read together; --split-file {kept} keeps" in notes(voc)
     sources.write_text(voc / "ImageSets" / "Main" / "cat_trainval.txt", "2008_1 1\n2008_2 -1\n")
     assert "fewer than 3 images are absent (--absent) in the others: cat 2." in notes(voc)
     folders = sources.folders(tmp_path / "folders")
