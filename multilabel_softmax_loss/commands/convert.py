@@ -148,6 +148,8 @@ def make_plan(arguments: Any, found: Found, groups: List[List[int]]) -> Plan:
     encoding, quality = encoding_of(arguments)
     if arguments.to == "hdf5" and geometry.size is None:
         raise UsageError("--to hdf5 needs images of one size; give --size in place of --short-side.")
+    if arguments.to == "hdf5" and len(arguments.out.split()) > 1:
+        raise UsageError(f"--out {arguments.out!r} has a blank, at which Caffe would split the list of HDF5 files.")
     images = len(found.labels.paths)
     rows = np.arange(images)
     if arguments.split_file:

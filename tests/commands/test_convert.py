@@ -318,6 +318,7 @@ def test_a_split_file_that_cannot_be_meant_so_is_a_sentence(tmp_path, capsys):
         (["--encode", "jpg:101"], "quality from 1 to 100"),
         (["--to", "hdf5", "--encode", "png"], "--encode is for LMDBs"),
         (["--to", "hdf5", "--short-side", "20"], "images of one size"),
+        (["--to", "hdf5", "--out", "my photos"], "--out 'my photos' has a blank, at which Caffe would split"),
         (["--max-bad", "-1"], "--max-bad is '-1'"),
         (["--images", "/dev/null/nowhere"], "is no folder"),
     ],
