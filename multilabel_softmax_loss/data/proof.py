@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UsageError
 from .conversion import Plan
 from .datum import image_datum, parse_datum
-from .images import planes
+from .images import BadImage, planes
 from .writers import KEY, hdf5_name, read_index
 
 SAMPLE = 100  # images, about, that are compared with their source
@@ -121,7 +121,10 @@ def check_index(plan: Plan, path: str, rows: Sequence[int]) -> None:
 def compare(plan: Plan, row: int, image: np.ndarray) -> float:
     """The mean difference of an image read back from its source; what its encoding loses is all that it may lose."""
     path = plan.labels.paths[row]
-    source = plan.recipe.pixels(path)
+    try:
+        source = plan.recipe.pixels(path)
+    except BadImage as error:
+        raise Mismatch(f"{path} was written, and is bad now: {error}. Put it back and --resume.") from error
     expected = planes(source)
     if plan.recipe.encoding == "jpg":
         expected = decode_datum(image_datum(plan.recipe.encode(source), expected.shape, True), plan)

@@ -238,6 +238,36 @@ def test_resuming_compares_options_and_source(tmp_path):
         convert(source, "--out", tmp_path, "--resume")
 
 
+def test_reading_back_finds_what_is_not_as_it_was_written(tmp_path, monkeypatch):
+    source, image = sources.tagged(tmp_path, 20), tmp_path / "photos" / "003.png"
+    words = [source, "--images", image.parent, "--out", tmp_path / "out", "--size", 24, "--split", 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(command.proof, "check", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # all is written, and not yet read back
+            convert(*words)
+    words.append("--resume")
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(UsageError, match=r"003.png was written, and is bad now: missing. Put it back and --resume"):
+        convert(*words)
+    sources.write_image(image, sources.picture([0, 1, 2, 3], 4))
+    with pytest.raises(UsageError, match=r"003.png was written with other pixels than it has"):
+        convert(*words)
+    image.write_bytes(content)
+    rows = [row for _, _, row in read_lmdb(tmp_path / "out" / "train_labels")]
+
+    def write_first(row):
+        path = str(tmp_path / "out" / "train_labels")
+        with lmdb.open(path, lock=False) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"0000000000", row)
+
+    write_first(next(row for row in rows if row != rows[0]))
+    with pytest.raises(UsageError, match=r"the labels of train image 0 are not those of"):
+        convert(*words)
+    write_first(rows[0])
+    assert convert(*words) == 0
+
+
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     source = sources.tagged(tmp_path, 40)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
