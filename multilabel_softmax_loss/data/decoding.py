@@ -62,11 +62,11 @@ def decode_chunk(paths: Sequence[str], recipe: Recipe, wants_sums: bool) -> Deco
     for path in paths:
         try:
             image = recipe.pixels(path)
+            height, width = image.shape[:2]
+            images.append(Prepared(recipe.encode(image), (recipe.channels, height, width)))
         except (BadImage, cv2.error) as error:
             images.append(Prepared(b"", (), " ".join(str(error).split())))
             continue
-        height, width = image.shape[:2]
-        images.append(Prepared(recipe.encode(image), (recipe.channels, height, width)))
         if sums is not None:
             if size:
                 cv2.accumulate(image.reshape(sums.shape), sums)  # whole numbers, exact for some 65,000 images

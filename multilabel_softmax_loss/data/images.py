@@ -293,7 +293,12 @@ def upright(image: np.ndarray, data: bytes) -> np.ndarray:
 
 
 def encode(image: np.ndarray, kind: str, quality: int = 95) -> bytes:
-    """An image as the bytes of a JPEG ("jpg") or PNG ("png") file, or as its pixels in Caffe's order ("raw")."""
+    """An image as the bytes of a JPEG ("jpg") or PNG ("png") file, or as its pixels in Caffe's order ("raw").
+
+    Raises
+    ------
+    BadImage : it is too large for its kind; a JPEG has at most 65,500 pixels a side.
+    """
     import cv2
 
     if kind == "raw":
@@ -301,7 +306,10 @@ def encode(image: np.ndarray, kind: str, quality: int = 95) -> bytes:
         cv2.split(image, list(pixels))  # several times as fast as NumPy's transposition
         return pixels.tobytes()
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpg" else []
-    return cv2.imencode(f".{kind}", image, flags)[1].tobytes()
+    made, data = cv2.imencode(f".{kind}", image, flags)
+    if not made:
+        raise BadImage(f"too large for {kind} when resized to {image.shape[1]} x {image.shape[0]}")
+    return data.tobytes()
 
 
 def planes(image: np.ndarray) -> np.ndarray:
