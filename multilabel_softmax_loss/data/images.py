@@ -308,7 +308,7 @@ def encode(image: np.ndarray, kind: str, quality: int = 95) -> bytes:
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpg" else []
     made, data = cv2.imencode(f".{kind}", image, flags)
     if not made:
-        raise BadImage(f"too large for {kind} when resized to {image.shape[1]} x {image.shape[0]}")
+        raise BadImage(f"too large for {kind}: {image.shape[1]} x {image.shape[0]} when resized")
     return data.tobytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Dict, List, Sequence
 
@@ -57,7 +58,7 @@ def told(content: Dict[str, Any]) -> str:
     lines = [f"Written: {images} images."]
     bad = {path: reason for found in content["bad_images"].values() for path, reason in found.items()}
     if bad:
-        kinds = Counter(reason.split(":")[0] for reason in bad.values()).most_common()
+        kinds = Counter(re.split(r":| \(", reason)[0] for reason in bad.values()).most_common()
         lines.append(
             f"{len(bad):,} bad images left out ({', '.join(f'{kind} {count}' for kind, count in kinds[:5])}): "
             f"{shortlist(f'{path}: {reason}' for path, reason in bad.items())}."

@@ -124,12 +124,15 @@ def test_too_many_bad_images_end_the_command(tmp_path):
     assert len(pairs(tmp_path / "other", "train")) == 18
 
 
-def test_an_image_that_no_jpeg_can_hold_is_bad(tmp_path):
-    source = sources.tagged(tmp_path, 3)
+def test_an_image_that_no_jpeg_can_hold_is_bad_and_the_kinds_are_counted(tmp_path, capsys):
+    source = sources.tagged(tmp_path, 4)
     sources.write_image(tmp_path / "photos" / "001.png", np.zeros((8, 65501, 3), np.uint8))
-    convert(source, "--out", tmp_path / "out", "--short-side", 8, "--max-bad", 1)
-    bad = json.loads((tmp_path / "out" / "report.json").read_text())["bad_images"]["train"]
-    assert list(bad.values()) == ["too large for jpg when resized to 65501 x 8"]
+    for k in (2, 3):
+        (tmp_path / "photos" / f"00{k}.png").write_text(f"{k} is no image")
+    convert(source, "--out", tmp_path / "out", "--short-side", 8, "--max-bad", 3, "--split", 0)
+    out = capsys.readouterr().out
+    assert "3 bad images left out (no image 2, too large for jpg 1): " in out
+    assert "001.png: too large for jpg: 65501 x 8 when resized" in out
 
 
 def test_images_that_were_left_out_are_not_said_to_be_read_again(tmp_path, monkeypatch):
