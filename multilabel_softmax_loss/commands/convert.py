@@ -54,7 +54,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="annotations: a file or a folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
     parser.add_argument("--images", metavar="ROOT", help="the folder that images are named from (default: looked for)")
-    parser.add_argument("--format", choices=list(FORMATS), help="of the sources (default: recognised)")
+    formats = f"of the sources: {', '.join(FORMATS)} (default: recognised)"
+    parser.add_argument("--format", choices=list(FORMATS), metavar="F", help=formats)
     parser.add_argument("--classes", metavar="FILE", help="names of the classes wanted, one per line, in their order")
     parser.add_argument("--to", choices=list(WRITERS), default="lmdb", help="what to write (default: %(default)s)")
     size = parser.add_mutually_exclusive_group()
