@@ -15,6 +15,7 @@ from ..data import conversion, net_files, proof, report
 from ..data.conversion import Plan, Progress
 from ..data.datum import mean_blob
 from ..data.decoding import Recipe
+from ..data.finder import OPTIONS
 from ..data.formats import FORMATS
 from ..data.images import Geometry
 from ..data.source import Found, gather, summary
@@ -114,7 +115,7 @@ def run(arguments: Any) -> int:
     if not any(map(os.path.isfile, found.labels.paths)):
         first = found.labels.paths[0]
         raise UsageError(f"none of the images is there, such as {first}; say with --images where they are.")
-    files = (os.path.join(arguments.out, name) for name in (conversion.OPTIONS, conversion.REPORT))
+    files = (os.path.join(arguments.out, name) for name in (OPTIONS, conversion.REPORT))
     if arguments.resume and all(map(os.path.exists, files)):
         conversion.compare(arguments.out, identity(arguments, plan))
         print(f"{arguments.out} is complete already.")

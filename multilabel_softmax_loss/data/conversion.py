@@ -16,10 +16,11 @@ from ..errors import UsageError, shortlist
 from ..files import replacing, stands_for, write_text
 from ..nets.hdf5_lists import MOST_NUMBERS
 from .decoding import CHUNK, Decoded, Decoders, Recipe
+from .finder import OPTIONS
 from .source import Labels
 from .writers import WRITERS, Block, Prepared, volume, writing
 
-OPTIONS, PROGRESS, REPORT, LOCK = "convert.json", "progress.npz", "report.json", ".lock"
+PROGRESS, REPORT, LOCK = "progress.npz", "report.json", ".lock"
 BLOCK = 1000
 
 

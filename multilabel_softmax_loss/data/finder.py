@@ -9,6 +9,8 @@ from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 from ..errors import UsageError
 from .stream import SUFFIXES, Say, images_of, is_image
 
+OPTIONS = "convert.json"  # lies in each folder that a conversion has made
+
 # The splits that a name tells of, as whole words: "trainval" is both, "valley" is none.
 SPLIT = re.compile("(?:(?<![a-z])|(?<=train))(train|val|test)(?:ing|id|idation)?(?![a-uw-z])")
 
@@ -88,8 +90,10 @@ class ImageFinder:
         return self.names[whole].get(name)
 
     def below(self) -> Iterable[str]:
-        """All image files below the folder searched, each once."""
+        """All image files below the folder searched, each once, but those of runs in the folder of a conversion."""
         for folder, folders, names in os.walk(self.searched):
+            if OPTIONS in names:
+                folders[:], names = [], []
             folders[:] = sorted(name for name in folders if self.images or fits(name, self.source))
             yield from (os.path.normpath(os.path.join(folder, name)) for name in images_of(names))
 

@@ -387,6 +387,9 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
     assert paths("/home/of/flat.jpg") == paths("flat") == paths("./flat.jpg") == ["flat.jpg"]
     assert paths("v.jpg", "m") == ["v.jpg", "m"]  # as there are two w.jpg, names alone do not tell which is meant
     sources.write_images(tmp_path / "other", ["p2/v.jpg", "p3/w.JPG", "flat.PNG"])
+    for run in ("one", "two"):  # of earlier conversions
+        sources.write_text(tmp_path / "other" / run / "convert.json", "{}")
+        sources.write_image(tmp_path / "other" / run / "run" / "curves.png")
     assert paths("v.jpg", "w", "flat", images="other") == ["p2/v.jpg", "p3/w.JPG", "flat.PNG"]
     with pytest.raises(
         UsageError, match="flat.jpg would be both one/flat.jpg and two/flat.jpg; expected a file for each"
