@@ -184,18 +184,19 @@ class Gathering:
             rows, columns, values = rows[kept], columns[kept], values[kept]
         start = np.zeros(len(self.paths) + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=len(self.paths)), out=start[1:])
-        names = self.given if self.given is not None else [str(name) for name in self.columns]
-        if self.given is None and all(isinstance(name, int) for name in self.columns):
-            width = max(self.columns, default=-1) + 1  # an index that no image has is a class all the same
-            place = np.array([*self.columns], np.int64)
-            names, columns = [str(k) for k in range(width)], place[columns] if len(columns) else columns
-        elif not self.ordered:
-            names = sorted(names, key=natural)
-            places = {name: k for k, name in enumerate(names)}
-            place = np.array([places[str(name)] for name in self.columns], np.int64)
-            columns = place[columns] if len(columns) else columns
+        names, place = self.naming()
+        columns = place[columns]
         order = np.lexsort((columns, rows))
         return Labels(self.paths, names, start, columns[order].astype(np.int32), values[order], absent)
+
+    def naming(self) -> Tuple[List[str], np.ndarray]:
+        """The names of the classes in their order, and the place there of each column."""
+        if all(isinstance(name, int) for name in self.columns):  # an index that no image has is a class all the same
+            return [str(k) for k in range(max(self.columns, default=-1) + 1)], np.array([*self.columns], np.int64)
+        told = [str(name) for name in self.columns]
+        names = told if self.ordered else sorted(told, key=natural)
+        places = {name: k for k, name in enumerate(names)}
+        return names, np.array([places[name] for name in told], np.int64)
 
 
 def check_name(name: Any) -> None:
