@@ -57,11 +57,11 @@ def read_voc_main(path: str, say: Say) -> Stream:
         listed = set()
         for file in files:
             for line in lines(file):
-                words = line.split()
+                words = line.rsplit(None, 1)
                 if len(words) != 2 or words[1] not in meaning:
                     raise UsageError(f"{file} has the line {line!r}; expected an image and -1, 0 or 1.")
-                listed.add(words[0])
-                yield words[0], {name: meaning[words[1]]}
+                listed.add(words[0].strip())
+                yield words[0].strip(), {name: meaning[words[1]]}
         counts[name] = len(listed)
     most = max(counts.values(), default=0)
     short = [f"{name} {count:,}" for name, count in counts.items() if count < most]

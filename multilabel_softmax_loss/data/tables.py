@@ -17,7 +17,10 @@ NO_LABEL = "no finding"  # the tag of radiologists for an image without any
 WORDS = {"true": 1.0, "false": 0.0, "na": UNKNOWN, "nan": UNKNOWN}  # as pandas and R write labels
 ELEMENT = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"]+)""")  # of a list as Python, JSON or NumPy print it
 IMAGE_NAMES = "image image_name imageid image_id image_index img filename file_name file path filepath image_path id"
-TAG_NAMES = "tags tag labels label finding_labels classes class categories category target attribute_ids attributes"
+TAG_NAMES = (
+    "tags tag labels label finding_labels classes class categories category target attribute_ids attributes "
+    "class_name label_name category_name class_id classid label_id labelid category_id"
+)
 
 
 class Columns(NamedTuple):
@@ -85,8 +88,8 @@ def read_csv_tags(path: str, say: Say) -> Stream:
         return (row[place] for row in body(path, columns) if not is_list(row[place]))
 
     separator = next((mark for mark in "|;," if any(mark in cell for cell in plain())), None)
-    if separator is None and any(cell.strip().lower() == NO_LABEL for cell in plain()):
-        separator = "|"
+    whole = columns.header[place].lower().endswith("name") or any(cell.strip().lower() == NO_LABEL for cell in plain())
+    separator = "|" if separator is None and whole else separator  # tags of several words
     mark = f"separated by {'blanks' if separator is None else repr(separator)}"
     mark = mark if any(map(str.strip, plain())) else "lists in brackets"
     say(f"The tags of an image are in column {columns.header[place]!r}, {mark}.")

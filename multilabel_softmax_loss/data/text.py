@@ -52,6 +52,7 @@ def table(path: str) -> Iterator[List[str]]:
     """The rows of a CSV file, its header first; separated by commas, semicolons or tabs."""
     first = (head(path, 1) or [""])[0]
     separator = max(",;\t", key=first.count)
+    csv.field_size_limit(1 << 24)  # the run lengths of a mask may be longer than the 131,072 letters of the default
     with reading(path) as file:
         # strict, as a quote that is not closed would swallow rows; in `a, "b, c"` the quote opens after the blank
         rows = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)

@@ -18,7 +18,7 @@ Q = 'q"uote, comma.jpg'
 EXPECTED = {
     "voc-main": (
         ["aeroplane", "pottedplant"],
-        {"2008_1.jpg": [0, 1], "2008_2.jpg": [1, 0], "2008_3.jpg": [UNKNOWN, 1]},
+        {"2008_1.jpg": [0, 1], "2008_2.jpg": [1, 0], "2008 3.jpg": [UNKNOWN, 1]},
     ),
     "voc-xml": (["cat", "dog"], {"a b.jpg": [0, 1], "ü.jpg": [UNKNOWN, 0], "c.jpg": [0, 0]}),
     "coco": (
@@ -279,6 +279,18 @@ def test_tags_may_be_a_list(cell, tags, tmp_path):
     found = gather([source])
     assert_told(found, tags, {"a.jpg": [1, 1], "b.jpg": [0, 0]})
     assert "The other columns are left out: note." in found.notes
+
+
+@pytest.mark.parametrize(
+    "header, cells, classes",
+    [
+        pytest.param("image_id,class_name,class_id", ("big dog,3", "cat,0"), ["big dog", "cat"], id="objects"),
+        pytest.param("ImageId,EncodedPixels,ClassId", (f"{'1 2 ' * 50000},7", "3 4,16"), ["7", "16"], id="masks"),
+    ],
+)
+def test_rows_of_objects_name_their_class(header, cells, classes, tmp_path):
+    source = sources.write_text(tmp_path / "a.csv", f"{header}\na,{cells[0]}\na,{cells[1]}\nb,{cells[1]}\n")
+    assert_told(gather([source]), classes, {"a": [1, 1], "b": [0, 1]})
 
 
 def test_labels_as_pandas_and_r_write_them(tmp_path):

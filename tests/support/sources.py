@@ -55,11 +55,11 @@ def tagged(folder, count=40, classes=4, seed=0, root="photos", unique=True):
 
 def voc_main(folder):
     """Two classes over three images, one of them difficult."""
-    write_images(folder / "JPEGImages", ["2008_1.jpg", "2008_2.jpg", "2008_3.jpg"])
+    write_images(folder / "JPEGImages", ["2008_1.jpg", "2008_2.jpg", "2008 3.jpg"])
     sets = folder / "ImageSets" / "Main"
     write_text(sets / "aeroplane_train.txt", "2008_1 -1\r\n2008_2  1\r\n")
-    write_text(sets / "aeroplane_val.txt", "2008_3  0\r\n")
-    write_text(sets / "pottedplant_trainval.txt", "2008_1  1\n2008_2 -1\n2008_3  1\n")
+    write_text(sets / "aeroplane_val.txt", "2008 3  0\r\n")
+    write_text(sets / "pottedplant_trainval.txt", "2008_1  1\n2008_2 -1\n2008 3  1\n")
     write_text(sets / "pottedplant_train.txt", "2008_1 -1\n")  # not read beside trainval
     write_text(sets / "train.txt", "2008_1\n2008_2\n")
     return folder
