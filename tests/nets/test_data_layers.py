@@ -252,7 +252,8 @@ def test_a_leveldb_that_was_looked_through_can_be_read_without_snappy(here):
     layers = database("LEVELDB", [datum(data=bytes(3000), width=1500)] * 20)
     check_data(layers, "net.prototxt")
     Path("net.prototxt").write_text(str(caffe_pb2.NetParameter(layer=layers)))
-    assert not caffe.Net("net.prototxt", caffe.TRAIN).forward()["data"].any()
+    net = caffe.Net("net.prototxt", caffe.TRAIN)
+    assert not net.forward()["data"].any()
 
 
 def test_a_leveldb_that_another_process_has_open_is_told(here):
