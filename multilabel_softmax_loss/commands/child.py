@@ -36,6 +36,7 @@ PR_SET_PDEATHSIG = 1
 CHILD = "from multilabel_softmax_loss.commands.child import child; child()"
 
 AGAIN = 0.5  # seconds after which a second Ctrl-C is one; a terminal and a launcher may each send the first
+TWICE = "ended at once, as it was asked to twice."
 STATUS = "ended"  # the file that a child leaves when it ends by itself
 
 HINTS = {
@@ -100,12 +101,15 @@ def run_in_child(run: Callable[[Any], int], arguments: Any, hub: Optional[Hub] =
         words = last_words(log, status) if died else ""
         if not told:
             status = 130 if asked else 2
+        if hub and status == 130 and not hub.agreed and not (told and hub.rank == 0):  # whose child says it itself
+            words = f"interrupted{getattr(arguments, 'if_interrupted', NOTHING_KEPT)}." if told else TWICE
+            hub.title = f"{PROGRAM} {arguments.command}: "
         if hub:
-            return hub.end(2 if died else status, ended, f"rank {hub.rank}: {words}" if died else "")
+            return hub.end(2 if died else status, ended, words and f"rank {hub.rank}: {words}")
         if died:
             tell(arguments.command, words)
         elif not told:
-            print(f"{PROGRAM} {arguments.command}: ended at once, as it was asked to twice.", file=sys.stderr)
+            print(f"{PROGRAM} {arguments.command}: {TWICE}", file=sys.stderr)
         return status
 
 

@@ -66,6 +66,7 @@ class Meeting:
                 f"the launcher started {size} ranks, but mpi4py sees {self.comm.size}: it belongs to another MPI. "
                 "Start with the mpiexec of mpi4py's MPI (that of the mpich package is beside this Python)."
             )
+        self.launcher = os.getppid()
         self.words: List[str] = []  # why this rank ends
         self.agreed = False  # all ranks know that they end now
         self.process: Optional[subprocess.Popen] = None
@@ -155,6 +156,10 @@ class Meeting:
     def listen(self, state: str) -> Optional[Fault]:
         """Read what others tell; what they tell of an end."""
         ended = None
+        if os.getppid() != self.launcher and not self.has_told:
+            self.words = ["the process of the launcher that started this rank is gone"]
+            self.tell_fault(2, self.rank)
+            ended = Fault(2, self.rank)
         status = self.mpi.Status()
         while self.comm.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG, status):
             text = self.comm.recv(source=status.source, tag=status.tag)

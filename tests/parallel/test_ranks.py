@@ -79,6 +79,26 @@ def test_a_rank_that_does_not_come_is_named(how, state):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("asked", "rank 1: interrupted before there was anything to keep."),
+        ("asked twice", "rank 1: ended at once, as it was asked to twice."),
+    ],
+)
+def test_one_rank_that_is_asked_to_end_ends_all_and_says_so(how, words):
+    status, output, errors = run_job("fail", 2, how, "busy")
+    assert (status, output, errors) == (130, "", f"python -m multilabel_softmax_loss train: {words}\n")
+
+
+def test_ranks_do_not_outlive_the_launcher_s_proxy():
+    """Their launcher hangs until they have ended."""
+    begun = time.monotonic()
+    status, _, _ = run_job("fail", 2, "proxy killed", "busy")
+    assert status
+    assert time.monotonic() - begun < 30
+
+
 def test_what_is_wrong_for_all_is_told_once():
     status, _, errors = run_job("all_fail", 2)
     assert (status, errors.count("no such file")) == (2, 1)

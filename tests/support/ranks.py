@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 from support.tiny_nets import wait_for
 
-from multilabel_softmax_loss.commands.child import handling, join_ranks, run_as_rank
+from multilabel_softmax_loss.commands.child import AGAIN, handling, join_ranks, run_as_rank
 from multilabel_softmax_loss.commands.terminal import say, tell
 from multilabel_softmax_loss.errors import UsageError, warn
+from multilabel_softmax_loss.files import SIGNALS, mask_signals
 from multilabel_softmax_loss.parallel.ranks import ranks
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -133,6 +134,18 @@ def fail(arguments):
             os.abort()
         if how == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "asked":
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        if how == "asked twice":
+            mask_signals("SIG_BLOCK", SIGNALS)
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(2 * AGAIN)
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        if how == "proxy killed":
+            proxy = Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1]
+            os.kill(int(proxy), signal.SIGKILL)
         if how == "hub stopped":
             os.kill(os.getppid(), signal.SIGSTOP)
         if how == "finished early":
