@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import UsageError, shortlist
-from ..files import search_hint
+from ..files import open_file, search_hint
 from .finder import SPLIT
 from .json_lists import json_keys, read_coco, read_imaterialist
 from .stream import UNKNOWN, Say, Stream, declared, images_of, is_image
@@ -73,6 +73,14 @@ def voc_annotations(path: str) -> List[str]:
     """The XML files of the first folder that has any: that of a VOC tree, or `path` itself, be images there too."""
     folders = (glob(os.path.join(escape(path), name, "*.xml")) for name in ("Annotations", "annotations", ""))
     return sorted(next(filter(None, folders), []))
+
+
+def looks_like_voc_xml(path: str) -> bool:
+    def is_annotation(file: str) -> bool:  # other tools write XML, too, such as one file of all images
+        with open_file(file, "rb") as content:
+            return re.search(rb"<annotation[\s>]", content.read(1 << 12)) is not None
+
+    return not voc_sets(path) and any(map(is_annotation, voc_annotations(path)))
 
 
 def read_voc_xml(path: str, say: Say) -> Stream:
@@ -224,7 +232,7 @@ def class_folders(path: str) -> List[str]:
 
 def looks_like_classes(path: str) -> bool:
     """Whether the folders of images below `path` may be classes, not splits, nor one of all images."""
-    if voc_sets(path) or voc_annotations(path) or nus_wide_files(path)[0]:
+    if voc_sets(path) or looks_like_voc_xml(path) or nus_wide_files(path)[0]:
         return False
     names = class_folders(path)
     return len(names) > 1 and not all(SPLIT.search(name.lower()) for name in names)
@@ -274,7 +282,7 @@ FORMATS: Dict[str, Format] = {
     "voc-main": Format("PASCAL VOC, ImageSets/Main", voc_sets, read_voc_main, ("JPEGImages", "../../JPEGImages")),
     "voc-xml": Format(
         "XML of PASCAL VOC or LabelImg",
-        lambda path: not voc_sets(path) and voc_annotations(path),
+        looks_like_voc_xml,
         read_voc_xml,
         ("JPEGImages", "../JPEGImages", "images", "../images"),
     ),

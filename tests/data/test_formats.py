@@ -227,6 +227,13 @@ def test_xml_is_found_beside_its_images_and_in_folders_of_its_own(home, images, 
         assert all(map(os.path.isfile, found.labels.paths))
 
 
+def test_xml_of_another_kind_is_no_source(tmp_path):
+    sources.write_text(
+        sources.folders(tmp_path) / "annotations.xml", "<annotations><image id='0'/></annotations>"
+    )  # of CVAT
+    assert recognize(str(tmp_path)) == "folders"
+
+
 def test_two_annotations_of_one_image_are_a_sentence(tmp_path):
     folder = sources.voc_xml(tmp_path)
     assert "another name" not in "".join(gather([str(folder)]).notes)
