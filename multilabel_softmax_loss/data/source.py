@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Se
 import numpy as np
 
 from ..errors import UsageError, shortlist
+from ..files import cannot_be_read
 from .finder import ImageFinder
 from .formats import FORMATS, recognize
 from .stream import UNKNOWN
@@ -238,14 +239,17 @@ def gather(
     names = class_names(classes) if classes else None
     notes: List[str] = []
     gathering = Gathering(names, notes)
-    formats = [gathering.read(source, given, images, absent)[0] for source in sources]
-    known, images_before = set(gathering.columns), len(gathering.paths)
-    indices = max([name for name in known if isinstance(name, int)], default=-1)
-    both: Set[int] = set()
-    for source in val:
-        form, rows = gathering.read(source, given, images, absent)
-        formats.append(form)
-        both |= {row for row in rows if row < images_before}
+    try:
+        formats = [gathering.read(source, given, images, absent)[0] for source in sources]
+        known, images_before = set(gathering.columns), len(gathering.paths)
+        indices = max([name for name in known if isinstance(name, int)], default=-1)
+        both: Set[int] = set()
+        for source in val:
+            form, rows = gathering.read(source, given, images, absent)
+            formats.append(form)
+            both |= {row for row in rows if row < images_before}
+    except OSError as error:  # such as a link to a file that is not there
+        raise cannot_be_read(str(error.filename), None, error) from error
     # An index below the greatest is a class, whether or not an image has it.
     extra = [
         str(name) for name in gathering.columns if name not in known and not (isinstance(name, int) and name < indices)

@@ -227,6 +227,13 @@ def test_xml_is_found_beside_its_images_and_in_folders_of_its_own(home, images, 
         assert all(map(os.path.isfile, found.labels.paths))
 
 
+def test_a_link_to_what_is_not_there_is_a_sentence(tmp_path):
+    folder = sources.voc_xml(tmp_path)
+    (folder / "Annotations" / "z.xml").symlink_to("pulled-later.xml")
+    with pytest.raises(UsageError, match=r"z.xml cannot be read: No such file or directory"):
+        gather([str(folder)])
+
+
 def test_xml_of_another_kind_is_no_source(tmp_path):
     sources.write_text(
         sources.folders(tmp_path) / "annotations.xml", "<annotations><image id='0'/></annotations>"
