@@ -6,12 +6,12 @@ import filecmp
 import os
 import shutil
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from ..errors import UsageError
 from ..files import replacing, set_aside, stands_for
 from .curves import is_ours
-from .history import Damaged, read_history
+from .history import Damaged, History, read_history
 from .snapshots import Snapshots, check_room, fingerprint, is_record, read_record, write_record
 
 REMEDY = "Nothing of another's is overwritten: choose another --out, or move it."
@@ -33,6 +33,9 @@ class RunFolder:
         self.best_path = os.path.join(path, "best.json")
         self.best_weights = os.path.join(path, "best.caffemodel")
         self.handle: Optional[int] = None
+
+    def history(self, columns: Sequence[str], iteration: int, every: int, say: Callable[[str], None]) -> History:
+        return History(self.history_path, columns, iteration, every, say)
 
     def lock(self, patience: float = 60.0) -> None:
         """Make this folder, and keep it to this process; a run that was killed a moment ago may still be ending.

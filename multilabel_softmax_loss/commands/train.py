@@ -18,7 +18,6 @@ from .arguments import add_positive_argument
 from .checks import layers_without_filler
 from .child import handling
 from .curves import Curves
-from .history import History
 from .image_layers import keep_preprocessing
 from .provenance import check_same, describe
 from .run_folder import RunFolder
@@ -208,9 +207,7 @@ class Training:
             self.resume(manifest)
         self.solver.share_weights()
         columns = ["iteration", "seconds", "lr", *self.solver.losses, *self.test_columns]
-        self.history = History(
-            self.folder.history_path, columns, self.solver.iteration, self.choices.history_every, say
-        )
+        self.history = self.folder.history(columns, self.solver.iteration, self.choices.history_every, say)
         try:
             if manifest is None:
                 self.save()  # so that a run can be resumed from the first moment on, with its seed and first weights

@@ -33,7 +33,9 @@ from support.tiny_nets import (
     write_lmdb,
 )
 
+from multilabel_softmax_loss.commands.alike import SilentFolder
 from multilabel_softmax_loss.commands.predict import BATCH
+from multilabel_softmax_loss.commands.run_folder import RunFolder
 from multilabel_softmax_loss.commands.sharing import Shuffles, share_divisors, share_lists
 from multilabel_softmax_loss.commands.solver import scalar_outputs
 from multilabel_softmax_loss.commands.train import train
@@ -480,6 +482,14 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
     for outcome, words in zip(outcomes, expected):
         assert re.search(words, outcome), outcome
     assert not (tmp_path / "0" / "run").exists()
+
+
+def test_ranks_but_the_first_keep_no_history(tmp_path):
+    history = SilentFolder(RunFolder("run", "solver"), str(tmp_path)).history(["iteration"], 0, 1, print)
+    history.add({"iteration": 0}, always=True)
+    history.flush()
+    history.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_on_ranks_says_what_one_process_says(one):
