@@ -211,12 +211,13 @@ def read_list_values(path: str, say: Say) -> Stream:
     width = None
     for line in lines(path):
         image, numbers = list_row(line)
+        values = list(map(float, numbers))
         if width is None:
-            width = len(numbers)
+            width = len(values)
             yield None, dict.fromkeys(range(width), 0.0)
-        if len(numbers) != width or any(float(n) < 0 and float(n) != -1 for n in numbers):
+        if len(values) != width or not all(value == -1 or 0 <= value < 1e38 for value in values):
             raise UsageError(f"{path} has the row {line[:60]!r}; expected {width} values of 0, 1 or -1.")
-        yield image, {k: minus if value == -1 else value for k, value in enumerate(map(float, numbers))}
+        yield image, {k: minus if value == -1 else value for k, value in enumerate(values)}
 
 
 # Folders

@@ -40,7 +40,7 @@ def parts_by(key: Any, group: Sequence[int], paths: Sequence[str]) -> List[List[
 def size_of(path: str) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name with a NUL byte
         return 0
 
 

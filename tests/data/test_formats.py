@@ -167,6 +167,7 @@ FAULTS = {
     "a row of Open Images cut": ("a.csv", "ImageID, LabelName ,Confidence\n0a,/m/1,1\n0b,/m\n", "row 3, has 2 cells"),
     "no columns of Open Images": ("a.csv", "a,b\n", "no columns ImageID, LabelName", "open-images"),
     "a value missing": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1\n", "expected 3 values"),
+    "a value too large": ("a.txt", "a.jpg 0 1 1\n" * 1000 + "b.jpg 0 1 1e39\n", "has the row 'b.jpg 0 1 1e39'"),
     "JSON cut": ("a.json", '{"images": [{"imageId": "1"}], "annotations": [{"labelId": ["1"]}', "has no 'imageId'"),
     "no folder of NUS-WIDE": ("a.txt", "a.jpg 1\n", "has no ImageList/Imagelist.txt; expected the folder", "nus-wide"),
     "an attribute twice": ("a.txt", "1\nBald Bald\n1.jpg 1 -1\n", "two classes of the name 'Bald'"),

@@ -46,5 +46,5 @@ def test_copies_are_found_by_content(tmp_path):
         paths.append(str(tmp_path / str(k)))
         (tmp_path / str(k)).write_bytes(content)
     paths.append(sources.write_text(tmp_path / "x" / "other", "c"))
-    paths.append(str(tmp_path / "missing"))
+    paths += [str(tmp_path / "missing"), "a\0name"]
     assert duplicates(paths) == [[0, 2], [3, 6, 7]]
