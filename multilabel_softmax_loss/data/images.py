@@ -142,6 +142,8 @@ def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
         check_strictly(data)
         if plain:
             check_by_libjpeg(data)
+        elif doubtful and data.startswith(PNG):  # Pillow has read all the pixels; OpenCV may have lost or mixed up some
+            raise BadImage("corrupted: a check sum is wrong, or the end is missing")
     as_given, data = data, without_orientation(data)
     if plain:
         image = by_opencv(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)

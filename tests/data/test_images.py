@@ -117,6 +117,10 @@ BAD = {
     "a mark that ends the data early": (JPEG[:2000] + b"\xff\x01" * 50 + JPEG[2100:], "corrupted"),
     "an end in the middle": (JPEG[:2000] + b"\xff\xd9" + JPEG[2002:], "corrupted"),
     "text": (b"<html>not found</html>", "no image"),
+    "PNG of 16 bits without its last byte": (
+        encode(SMOOTH[:, :, 0] * np.uint16(257), "png")[:-1],
+        "the end is missing",
+    ),
     "PNG cut": (encode(SMOOTH, "png")[:-100], "cut|corrupted"),
     "PNG with a wrong byte": (encode(SMOOTH, "png")[:5000] + b"\0" + encode(SMOOTH, "png")[5001:], "corrupted|cut"),
 }
