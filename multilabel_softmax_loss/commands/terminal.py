@@ -107,8 +107,8 @@ def say(text: str) -> None:
 
 
 def columns() -> float:
-    """The width of the terminal; without a limit where the standard output is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    """The width of the terminal; without a limit where the standard output is none, or one of a launcher's."""
+    return (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0) or math.inf
 
 
 class Figures:
@@ -122,15 +122,15 @@ class Figures:
     def line(self, iteration: int, figures: Mapping[str, float], remark: str) -> str:
         line = f"iteration {iteration}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}"
         line += f" ({remark})" if remark else ""
-        if not sys.stdout.isatty():
+        width = columns()
+        if width == math.inf:
             return line
         names = [name[len("test_") :] if name.startswith("test_") else name for name in figures]
         header = "iteration" + "".join(f"  {name:>7}" for name in names)
         cells = "".join(f"  {value:>{max(len(name), 7)}.4f}" for name, value in zip(names, figures.values()))
-        width = shutil.get_terminal_size().columns
         if len(header) + len("  best") > width:
             self.rows = 0
-            return textwrap.fill(line, max(width, 20), subsequent_indent="    ", break_long_words=False)
+            return textwrap.fill(line, max(int(width), 20), subsequent_indent="    ", break_long_words=False)
         self.rows += 1
         above = f"{header}\n" if self.rows % 20 == 1 else ""
         return above + f"{iteration:>9}{cells}  {remark}".rstrip()

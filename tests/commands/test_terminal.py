@@ -1,6 +1,7 @@
 """What commands print on a terminal fits it, whatever its width and however that changes."""
 
 import fcntl
+import math
 import os
 import pty
 import re
@@ -121,8 +122,12 @@ def test_the_table_of_an_evaluation_comes_in_parts_that_fit(width, monkeypatch):
     assert found.split() == whole[len("net, top 3") :].split()
 
 
-def test_tests_are_lines_where_there_is_no_terminal(capfd):
+def test_tests_are_lines_where_there_is_no_terminal(capfd, monkeypatch):
     assert Figures().line(20, {"test_loss": 0.5}, "best") == "iteration 20: test_loss 0.5000 (best)"
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((0, 0)))
+    with Terminal(0):  # as a launcher of MPI gives it to ranks
+        assert Figures().line(20, {"test_loss": 0.5}, "best") == "iteration 20: test_loss 0.5000 (best)"
+        assert columns() == math.inf
 
 
 @pytest.mark.parametrize(
