@@ -209,7 +209,7 @@ def check_name(name: Any) -> None:
 
 def natural(text: str) -> List[Any]:
     """A key that sorts numbers in names by their value."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 
 def gather(

@@ -308,6 +308,11 @@ def test_rows_of_objects_name_their_class(header, cells, classes, tmp_path):
     assert_told(gather([source]), classes, {"a": [1, 1], "b": [0, 1]})
 
 
+def test_numbers_in_the_names_of_classes_are_sorted_by_value(tmp_path):
+    found = gather([sources.write_text(tmp_path / "a.csv", "image,tags\na.jpg,10² 10 9 x10 x9 ²\n")])
+    assert found.labels.classes == ["9", "10", "10²", "x9", "x10", "²"]
+
+
 def test_labels_as_pandas_and_r_write_them(tmp_path):
     text = "mask,image,cat,dog\nm.png,a.jpg,True,NA\nm.png,b.jpg,False,true\nm.png,c.jpg,NaN,\n"
     found = gather([sources.write_text(tmp_path / "a.csv", text)])
