@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from ..errors import UsageError, shortlist
 from ..files import open_file, search_hint
-from .finder import SPLIT
+from .finder import OPTIONS, SPLIT
 from .json_lists import json_keys, read_coco, read_imaterialist
 from .stream import UNKNOWN, Say, Stream, declared, images_of, is_image
 from .tables import (
@@ -240,9 +240,11 @@ def looks_like_classes(path: str) -> bool:
 
 
 def files_left_out(path: str, names: Sequence[str]) -> Iterator[str]:
-    """What lies below `path` and is no image right in the folder of a class."""
+    """What lies below `path` and is no image right in the folder of a class; conversions are left out."""
     homes = {os.path.join(path, name) for name in names}
     for folder, folders, files in os.walk(path):
+        if OPTIONS in files:
+            folders[:], files = [], []
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(files):
             if name[0] != "." and not (folder in homes and is_image(name)):

@@ -267,6 +267,7 @@ def test_what_a_source_may_lack_is_said(tmp_path):
     sources.write_text(voc / "ImageSets" / "Main" / "cat_trainval.txt", "2008_1 1\n2008_2 -1\n")
     assert "fewer than 3 images are absent (--absent) in the others: cat 2." in notes(voc)
     folders = sources.folders(tmp_path / "folders")
+    sources.write_text(folders / "out" / "convert.json", "{}")
     assert notes(folders) == ""
     for name in ("cats", "empty"):
         sources.write_text(folders / name / "._a.jpg", "of macOS")
