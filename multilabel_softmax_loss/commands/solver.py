@@ -25,7 +25,7 @@ from ..parallel.ranks import ranks
 from ..parallel.window import window
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
 from .packages import packages_of, require, require_caffe
-from .sharing import Shuffles, share_divisors, share_lists, tell_samples
+from .sharing import FREE, Shuffles, share_divisors, share_lists, tell_samples
 from .terminal import say, warn
 
 
@@ -130,8 +130,8 @@ class SeededSolver:
         self.net = self.caffe_solver.net
         self.losses = loss_outputs(self.net, file.path)
         self.shuffles = Shuffles(self.net, file.train.net.layer, seed)
-        readers = sources(file.train.net.layer)
-        self.batch_sizes = [self.net.blobs[layer.top[0]].data.shape[0] for layer in readers if layer.top]
+        readers = [layer for layer in sources(file.train.net.layer) if layer.top and layer.type not in FREE]
+        self.batch_sizes = [self.net.blobs[layer.top[0]].data.shape[0] for layer in readers]
         self.noted: List[Dict[str, float]] = []  # the losses of each batch of an iteration
         self.owners: List[str] = []  # the loss of each part of the window
         self.has_told_means = False
@@ -141,7 +141,7 @@ class SeededSolver:
         # One loss can be divided by what the whole iteration counts; with more of them, each batch is, as Caffe does.
         self.shares = ranks.size > 1 or file.param.iter_size > 1
         self.is_late = self.shares and sum(map(bool, self.net.blob_loss_weights.values())) == 1
-        if ranks.size > 1:
+        if ranks.size > 1 and self.batch_sizes:
             say(f"{tell_samples(ranks.size, self.batch_sizes)} per iteration; base_lr is as the solver says.")
         if self.shares:
             self.caffe_solver.add_callback(lambda: None, self.share_gradients)

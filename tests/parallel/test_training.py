@@ -1,6 +1,7 @@
 """Ranks train as one process with the batch of all; what they read, how they go on, and how a run of ranks fails."""
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -408,6 +409,11 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_same_samples(one, tw
             (shorter / path.name).write_bytes(path.read_bytes())
     train(write_run(tmp_path, data, WHOLE, test=True), out=str(shorter), resume=True)
     assert distance(one / "run", shorter) < 1e-6
+
+
+def test_constants_in_a_net_are_no_samples_of_it(data, tmp_path):
+    train(write_run(tmp_path, data, 16, OURS % "" + ONE_CLASS, iterations=1), out=str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "solver_iter_1.json").read_text())["batch_sizes"] == [16]
 
 
 # Faults
