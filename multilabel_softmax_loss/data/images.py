@@ -140,13 +140,12 @@ def decode(data: bytes, gray: bool = False, strict: bool = False) -> np.ndarray:
     doubtful = jpeg_is_doubtful(data) if plain else png_is_doubtful(data)
     if strict or doubtful:
         check_strictly(data)
-        if plain:
-            check_by_libjpeg(data)
-        elif doubtful and data.startswith(PNG):  # Pillow has read all the pixels; OpenCV may have lost or mixed up some
+        if doubtful and data.startswith(PNG):  # Pillow has read all the pixels; OpenCV may have lost or mixed up some
             raise BadImage("corrupted: a check sum is wrong, or the end is missing")
     as_given, data = data, without_orientation(data)
     if plain:
-        image = by_opencv(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+        reader = by_libjpeg if strict or doubtful else by_opencv
+        image = reader(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     else:
         image = by_opencv(data, cv2.IMREAD_UNCHANGED)
         if gray and image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,):
@@ -215,15 +214,13 @@ def check_strictly(data: bytes) -> None:
         raise BadImage(reason(error, data)) from error
 
 
-def check_by_libjpeg(data: bytes) -> None:
-    """Raise BadImage where OpenCV's JPEG library says that pixels are lost; it says so on file descriptor 2 alone."""
-    import cv2
-
+def by_libjpeg(data: bytes, flags: int) -> Any:
+    """What OpenCV makes of a JPEG; BadImage where its library says that pixels are lost, on file descriptor 2 alone."""
     with tempfile.TemporaryFile() as said:
         former = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+            image = by_opencv(data, flags)
         finally:
             os.dup2(former, 2)
             os.close(former)
@@ -231,6 +228,7 @@ def check_by_libjpeg(data: bytes) -> None:
         words = said.read().decode("utf-8", "replace")
     if LOST.search(words):
         raise BadImage(f"corrupted: {words.splitlines()[0].strip()}")
+    return image
 
 
 def reason(error: Exception, data: bytes) -> str:

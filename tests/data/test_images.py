@@ -147,6 +147,12 @@ def test_right_images_are_not_doubtful():
     assert np.array_equal(decode(JPEG + b"trailing"), decode(JPEG))
 
 
+def test_what_a_library_says_of_harmless_bytes_is_heard_and_not_shown(capfd):
+    for gray in (False, True):
+        assert np.array_equal(decode(JPEG[:20] + b"123" + JPEG[20:], gray), decode(JPEG, gray))
+    assert capfd.readouterr().err == ""
+
+
 def test_sizes():
     assert Geometry((30, 40)).apply(SMOOTH).shape == (30, 40, 3)
     assert Geometry(short_side=60).apply(SMOOTH).shape == (60, 80, 3)
