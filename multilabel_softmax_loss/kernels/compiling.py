@@ -158,3 +158,16 @@ def prefetching(will_write: bool) -> Any:
 
 
 prefetch, prefetch_for_writing = prefetching(False), prefetching(True)
+
+
+@inlined
+def fetch(array, start, count):
+    """Ask for so many numbers from array[start] on, as far as they are there: they come while others are computed."""
+    for k in range(start, min(start + count, len(array)), LINE):
+        prefetch(array, k)
+
+
+@inlined
+def fetch_for_writing(array, start, count):
+    for k in range(start, min(start + count, len(array)), LINE):
+        prefetch_for_writing(array, k)

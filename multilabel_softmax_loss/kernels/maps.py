@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arithmetic import LN_2, LOG2_E_32, LOWEST_RANK, ONE, ZERO, exp_32, exp_negative, log1p, of_rank, rank, signs_of
-from .compiling import compiled, inlined, summing, use_wide_vectors
+from .compiling import compiled, fetch, fetch_for_writing, inlined, summing, use_wide_vectors
 from .labels import spread, target_terms
 from .rows import CERTAIN, DEPTH, FAR, FEW
 
@@ -148,6 +148,7 @@ def note_labels(labels, at, step, count, classes, numbers):
     numbers[CLASS : CLASS + count] = NO_CLASS
     several = ZERO
     for k in range(classes):
+        fetch(labels, at + k * step + count, count)  # of the next tile
         given = labels[at + k * step :][:count]
         for j in range(count):
             y, of = given[j], numbers[CLASS + j]
@@ -258,6 +259,7 @@ def quick_tile(
     """
     numbers[HIGH : HIGH + count] = -np.inf
     for k in range(classes):
+        fetch(scores, at + k * step + count, count)  # of the next tile
         read_scores(scores[at + k * step :][:count], np.float32(k), exps[k][:count], numbers)
     good = True
     weight_sum = 0.0
@@ -274,6 +276,7 @@ def quick_tile(
     set_origins(count, numbers)
     sums[REST : REST + count] = 0
     for k in range(classes):
+        fetch_for_writing(gradient, out_at + k * step, count)
         make_exps(np.float32(k), numbers, exps[k][:count])
         add_exps(exps[k][:count], sums)
     loss, good = finish_quick_tile(count, sums, numbers, factor)

@@ -57,20 +57,15 @@ def write_scaled(share, exps, out):
 
 @inlined
 def quick_row(
-    scores, labels, class_weight, ignoring, ignore_label, normalization, weight, factor, listed, own, targets, exps,
-    gradient, probs,
+    scores, labels, class_weight, ignoring, ignore_label, normalization, weight, factor, listed, count, high,
+    own, targets, exps, gradient, probs,
 ):  # fmt: skip
     """A row with few labels and no target elsewhere, float32 but for its labelled classes, where p and t may cancel.
 
-    Returns u L, u, and 1; or 0 where it has more labels, -1 where a label is none.
+    `listed` has the places of its labels, `count` of them, and `high` is the largest score elsewhere. Returns u L, u,
+    and 1; or -1 where a label is none.
     """
     classes = len(scores)
-    count = list_labels(labels, listed)
-    if count < 0:
-        return 0.0, 0.0, 0
-    high = highest_unlabelled(scores, labels)
-    if not high < np.inf:
-        return 0.0, 0.0, 0
     high = high if high > -np.inf else ZERO
     origin = high if abs(high) >= FAR else ZERO
     unit = np.float32(math.floor(np.float32((high - origin) * LOG2_E_32)))
@@ -195,16 +190,18 @@ def full_row(
 
 
 @inlined
-def fetch_ahead(scores, labels, gradient, first, last, with_labels):
-    """Ask for the next row, and for where the gradient of this one goes: they come while this one is computed."""
+def fetch_ahead(third, scores, labels, gradient, first, last):
+    """Ask for a third of the next row, and of where the gradient of this one goes; a whole row at once would be more
+    than the processor can wait for beside its work."""
     classes = last - first
-    for k in range(first, last, LINE):
-        if k + classes < len(scores):
-            prefetch(scores, k + classes)
-            if with_labels:
-                prefetch(labels, k + classes)
-        if len(gradient):
-            prefetch_for_writing(gradient, k)
+    if classes <= AHEAD:
+        for k in range(classes * third // 3, classes * (third + 1) // 3, LINE):
+            if last < len(scores):
+                prefetch(scores, last + k)
+            if last < len(labels):
+                prefetch(labels, last + k)
+            if len(gradient):
+                prefetch_for_writing(gradient, first + k)
 
 
 @compiled
@@ -226,16 +223,23 @@ def softmax_rows(
         if length and not spread(labels, n * length, 1, 0, length, 1, ignore_label, classes, ONE, lists, 1):
             return 0.0, 0.0, False
         s, y = scores[first:last], lists[:] if length else labels[first:last]
-        if classes <= AHEAD:
-            fetch_ahead(scores, labels, gradient, first, last, length == 0)
+        row = (scores, none if length else labels, gradient, first, last)
+        fetch_ahead(0, *row)
         u = weight[n] if len(weight) else 1.0
         g = gradient[first:last] if len(gradient) else none
         p = probs[first:last] if len(probs) else none
         loss, counted, done = 0.0, 0.0, 0
+        count, high = -1, ZERO
         if may_be_quick:
+            count = list_labels(y, listed)
+            fetch_ahead(1, *row)
+            high = highest_unlabelled(s, y)
+        fetch_ahead(2, *row)
+        if count >= 0 and high < np.inf:
             loss, counted, done = quick_row(
-                s, y, class_weight, ignoring, ignore_label, normalization, u, factor, listed, own, targets, quick, g, p
-            )
+                s, y, class_weight, ignoring, ignore_label, normalization, u, factor, listed, count, high,
+                own, targets, quick, g, p,
+            )  # fmt: skip
         if done == 0:
             loss, counted, good = full_row(
                 s, y, class_weight, ignoring, ignore_label, normalization, smoothing, empty, u, factor, exps, g, p
