@@ -177,9 +177,9 @@ class Ahead:
 
     def close(self) -> None:
         for process in self.processes:
-            with suppress(OSError):
-                process.stdin.close()
-                process.stdout.close()
+            for stream in (process.stdin, process.stdout):
+                with suppress(OSError):  # a dead process takes no more of what was still to be told to it
+                    stream.close()
             process.wait()
         self.processes = []
 

@@ -156,7 +156,11 @@ def test_a_bad_image_and_a_dead_process_are_sentences(tmp_path):
     os.kill(ahead.processes[0].pid, signal.SIGKILL)
     with pytest.raises(UsageError, match="a process that decodes images died"):
         deliver(ahead, 4)  # more than may be ready already
+    (process,) = ahead.processes
+    process.wait()
+    process.stdin.write(b"never to be read")
     ahead.close()
+    assert process.stdout.closed
     (tmp_path / "photos" / "002.png").write_bytes(b"")
     for workers in (0, 1):
         ahead = Ahead(feed(str(tmp_path / "i.txt")), workers)
