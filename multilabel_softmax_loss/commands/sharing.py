@@ -41,9 +41,23 @@ def check_shared(layers: Sequence[Any], path: str) -> None:
                 f"{name} is of type {layer.type}, whose samples ranks cannot share; expected HDF5Data, "
                 "Data or ImageData."
             )
-    for layer in layers:
-        if layer.type == "BatchNorm" and not layer.batch_norm_param.use_global_stats:
-            warn("train", f"{path}: layer {layer.name!r} (BatchNorm) has statistics of each rank's own samples.")
+    for layer in filter(keeps_statistics, layers):
+        told = f"{path}: layer {layer.name!r} ({layer.type}) has statistics of each rank's own samples"
+        warn("train", f"{told}; tests and snapshots have those of rank 0.")
+    steps = [layer.name for layer in layers if layer.type in ("LSTM", "RNN")]
+    if steps and any(layer.type in SHARING for layer in sources(layers)):
+        warn(
+            "train",
+            f"{path}: {shortlist(steps)} takes the samples of a batch for steps of time, and ranks share out samples "
+            "one by one: no rank sees a sequence as it is stored. A data layer in Python can share out whole ones.",
+        )
+
+
+def keeps_statistics(layer: Any) -> bool:
+    """Whether a layer keeps numbers of the samples that it saw among its weights, as BatchNorm does."""
+    if layer.type == "BatchNorm":
+        return not layer.batch_norm_param.use_global_stats
+    return layer.type == "Python" and any(param.lr_mult == 0 for param in layer.param)
 
 
 def share_divisors(net: Any, layers: Sequence[Any], recorded: Sequence[str]) -> None:

@@ -20,12 +20,12 @@ from ..nets.locating import located
 from ..nets.python_layers import check_python_layers, python_layer_errors, staying
 from ..nets.reading import phase_layers, read_prototxt
 from ..nets.weights import check_layer_names, read_weights
-from ..parallel.blobs import FusedBlobs
+from ..parallel.blobs import FusedBlobs, checksum
 from ..parallel.ranks import ranks
 from ..parallel.window import window
 from .checks import check_batch_norm, check_fed, check_numbers, check_tests
 from .packages import packages_of, require, require_caffe
-from .sharing import FREE, Shuffles, share_divisors, share_lists, tell_samples
+from .sharing import FREE, Shuffles, keeps_statistics, share_divisors, share_lists, tell_samples
 from .terminal import say, warn
 
 
@@ -189,16 +189,25 @@ class SeededSolver:
         self.weights = FusedBlobs([blob for blobs in self.net.params.values() for blob in blobs], ranks)
         self.weights.give_out("data", "the weights to begin with")
 
+    def share_statistics(self) -> None:
+        """Have all ranks go on with what layers of rank 0 keep of the samples that they saw; before a test."""
+        if any(map(keeps_statistics, self.file.train.net.layer)):
+            self.weights.give_out("data", f"the statistics of iteration {self.iteration}")
+
     def check_same_weights(self) -> None:
         """Raise a UsageError unless all ranks have come to the same weights, bit for bit; before a snapshot."""
-        sums = ranks.gather([self.weights.checksum("data")], f"the weights of iteration {self.iteration}")[:, 0]
+        kept = {layer.name for layer in self.file.train.net.layer if keeps_statistics(layer)}
+        learned = [blob for name, blobs in self.net.params.items() if name not in kept for blob in blobs]
+        sums = ranks.gather([checksum(learned)], f"the weights of iteration {self.iteration}")[:, 0]
         other = next((rank for rank in range(ranks.size) if sums[rank] != sums[0]), None)
         if other is not None:
             ranks.agree()
             raise UsageError(
                 f"iteration {self.iteration}: rank {other} has come to other weights than rank 0; expected the "
-                "same bits. Processors of different kinds round differently: give the ranks nodes of one kind."
+                "same bits. Processors of different kinds round differently: give the ranks nodes of one kind. (Blobs "
+                "that a Python layer does not learn, but notes, need param { lr_mult: 0 }.)"
             )
+        self.share_statistics()
         ranks.busy(f"the snapshot of iteration {self.iteration}")
 
     def step(self) -> Dict[str, float]:

@@ -359,6 +359,7 @@ class Training:
         """Run the test nets; their figures go into `row`. False if the run was asked to end meanwhile."""
         iteration = self.solver.iteration
         values: Dict[str, float] = {}
+        self.solver.share_statistics()
         for test in self.tests:
             try:
                 with progress_bar(test.batches, "batch", desc="test ") as bar:

@@ -13,6 +13,7 @@ from random import Random
 from textwrap import dedent
 
 import caffe
+import h5py
 import mpi4py  # noqa: F401, without which there are no ranks
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from support.tiny_nets import (
 from multilabel_softmax_loss.commands.alike import SilentFolder
 from multilabel_softmax_loss.commands.predict import BATCH
 from multilabel_softmax_loss.commands.run_folder import RunFolder
-from multilabel_softmax_loss.commands.sharing import Shuffles, share_divisors, share_lists
+from multilabel_softmax_loss.commands.sharing import Shuffles, check_shared, share_divisors, share_lists
 from multilabel_softmax_loss.commands.solver import scalar_outputs
 from multilabel_softmax_loss.commands.train import train
 from multilabel_softmax_loss.nets.reading import read_prototxt
@@ -488,6 +489,33 @@ def test_ranks_that_differ_are_refused(two, data, tmp_path):
     for outcome, words in zip(outcomes, expected):
         assert re.search(words, outcome), outcome
     assert not (tmp_path / "0" / "run").exists()
+
+
+def test_what_layers_keep_of_their_samples_is_that_of_rank_0(data, tmp_path):
+    """In tests and snapshots, on any rank; a BatchNorm keeps such, too."""
+    kept = 'layer { name: "mean" type: "Python" bottom: "data" top: "mean" param { lr_mult: 0 decay_mult: 0 }\n'
+    kept += '  python_param { module: "support.failing" layer: "KeepsMean" } }\n'
+    solver = write_run(tmp_path, data, 16, OURS % "" + kept, iterations=10, test=True)
+    Path(solver).write_text(Path(solver).read_text().replace("test_interval: 20", "test_interval: 5"))
+    assert run_trainings(2, [{"folder": tmp_path, "train": {"solver": solver, "out": "run"}}], tmp_path, **FAST) == [""]
+    with h5py.File(data / "train.h5", "r") as file:
+        samples = file["data"][...]
+    expected = [
+        samples[4 * WHOLE : 5 * WHOLE : 2].mean(),
+        samples[88 : 88 + WHOLE : 2].mean(),
+    ]  # of rank 0's last batch
+    found = [float(rows_of(tmp_path / "run")[5]["test_mean"]), weights_of(last(tmp_path / "run", 10))["mean", 0][0]]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("source, told", [("HDF5Data", 1), ("Python", 0)])
+def test_steps_of_time_that_ranks_would_share_out_are_told(source, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ranks, "size", 2)
+    data = write_hdf5(tmp_path / "steps", data=np.zeros((8, 3), np.float32), cont=np.zeros(8, np.float32))
+    net = hdf5_layer(data, "TRAIN", 4, tops=("data", "cont")).replace("HDF5Data", source)
+    net += 'layer { name: "memory" type: "LSTM" bottom: "data" bottom: "cont" top: "memory" }'
+    check_shared(read_net(net).layer, "net.prototxt")
+    assert capsys.readouterr().err.count("memory takes the samples of a batch for steps of time") == told
 
 
 def test_ranks_but_the_first_keep_no_history(tmp_path):
