@@ -96,6 +96,9 @@ def read_csv_tags(path: str, say: Say) -> Stream:
     left_out(columns, [columns.image, place], "The other columns", say)
     for number, row in enumerate(body(path, columns, place), 2):
         tags = tags_of(row[place], separator)
+        if [tag.lower() for tag in tags] == ["nan"]:
+            say('"NaN" is no tag, but an empty cell.')
+            tags = []
         if len(set(tags)) < len(tags) and {number_of(tag) for tag in tags} <= {0, 1}:
             raise UsageError(
                 f"{path}, row {number}, has {row[place][:60]!r} for tags; expected names, or a column for each class."

@@ -319,6 +319,8 @@ def test_labels_as_pandas_and_r_write_them(tmp_path):
     found = gather([sources.write_text(tmp_path / "a.csv", text)])
     assert_told(found, ["cat", "dog"], {"a.jpg": [1, UNKNOWN], "b.jpg": [0, 1], "c.jpg": [UNKNOWN, 0]})
     assert {"Empty cells are absent (--absent).", '"NA" and "NaN" are taken for unknown.'} < set(found.notes)
+    tags = gather([sources.write_text(tmp_path / "c.csv", "image,tags\na.jpg,cat\nb.jpg,nan\n")])
+    assert_told(tags, ["cat"], {"a.jpg": [1], "b.jpg": [0]})
     one = gather([sources.write_text(tmp_path / "b.csv", "image,cat\na.jpg,True\nb.jpg,False\n")])
     assert_told(one, ["cat"], {"a.jpg": [1], "b.jpg": [0]})
 
