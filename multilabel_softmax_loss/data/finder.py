@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from typing import Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 
 from ..errors import UsageError
@@ -79,7 +80,7 @@ class ImageFinder:
         if whole not in self.names:
             found: Dict[str, str] = {}
             for path in self.below():
-                key = os.path.basename(path)
+                key = composed(os.path.basename(path))
                 key = key if whole else os.path.splitext(key)[0]
                 if found.setdefault(key, path) != path:
                     told = f"{found[key]} and {path} have one name"
@@ -87,7 +88,7 @@ class ImageFinder:
                     found = {}
                     break
             self.names[whole] = found
-        return self.names[whole].get(name)
+        return self.names[whole].get(composed(name))
 
     def below(self) -> Iterable[str]:
         """All image files below the folder searched, each once, but those of runs in the folder of a conversion."""
@@ -102,9 +103,17 @@ def plain(name: str) -> str:
     return os.path.normpath(name.replace("\\", "/"))
 
 
+def composed(name: str) -> str:
+    """With ü as one character, which macOS writes as two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def spellings(name: str) -> Iterator[Tuple[str, bool]]:
-    """How an image may be written from one of the roots: as given, with slashes, without its first folders (True)."""
+    """How an image may be written from one of the roots: as given, with slashes, with letters of one or of two
+    characters, without its first folders (True)."""
     yield name, False
-    parts = plain(name).split("/")
-    yield from [("/".join(parts), False)] if "\\" in name else []
-    yield from (("/".join(parts[k:]), True) for k in range(1, len(parts)))
+    whole = plain(name) if "\\" in name else name
+    forms = dict.fromkeys((whole, composed(whole), unicodedata.normalize("NFD", whole)))
+    yield from ((form, False) for form in forms if form != name)
+    for parts in (plain(form).split("/") for form in forms):
+        yield from (("/".join(parts[k:]), True) for k in range(1, len(parts)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UsageError, shortlist
 from ..files import open_file
+from .finder import composed
 from .source import Labels
 from .text import lines
 
@@ -120,7 +121,7 @@ def listed(paths: Sequence[str], file: str) -> Tuple[List[str], List[str]]:
     rows = [match.groups() if match and match.group(2) in WORDS else (line, "val") for line, match in found]
     told: Dict[str, str] = {}
     for written, word in rows:
-        entry = os.path.normpath(written.strip().replace("\\", "/"))
+        entry = os.path.normpath(composed(written.strip()).replace("\\", "/"))
         if told.setdefault(entry, WORDS[word]) != WORDS[word]:
             raise UsageError(
                 f"{file} has {entry} in both {told[entry]} and {WORDS[word]}; expected one split for each."
@@ -145,7 +146,7 @@ def listed(paths: Sequence[str], file: str) -> Tuple[List[str], List[str]]:
 
 def names_of(path: str) -> Iterable[str]:
     """What an image may be called: its path and each end of it, with and without suffix."""
-    parts = os.path.normpath(path).split(os.sep)
+    parts = os.path.normpath(composed(path)).split(os.sep)
     for k in range(len(parts)):
         name = "/".join(parts[k:])
         yield name

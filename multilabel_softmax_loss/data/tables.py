@@ -109,7 +109,7 @@ def read_csv_tags(path: str, say: Say) -> Stream:
 
 
 def is_list(cell: str) -> bool:
-    return cell.lstrip().startswith("[") and cell.rstrip().endswith("]")
+    return cell.strip()[:1] + cell.strip()[1:][-1:] in ("[]", "{}")
 
 
 def tags_of(cell: str, separator: Optional[str]) -> List[str]:

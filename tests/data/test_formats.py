@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support import sources
 
 from multilabel_softmax_loss.data.formats import FORMATS, recognize
 from multilabel_softmax_loss.data.source import gather, summary
+from multilabel_softmax_loss.data.split import listed
 from multilabel_softmax_loss.data.stream import UNKNOWN
 from multilabel_softmax_loss.errors import UsageError
 
@@ -286,6 +288,7 @@ def test_what_a_source_may_lack_is_said(tmp_path):
         pytest.param('["cat", "big dog"]', ["big dog", "cat"], id="JSON"),
         pytest.param("['cat' 'big dog']", ["big dog", "cat"], id="NumPy"),
         pytest.param("[7, 16]", ["7", "16"], id="numbers"),
+        pytest.param("{'cat', 'big dog'}", ["big dog", "cat"], id="a set"),
         pytest.param(" cat, big dog", ["big dog", "cat"], id="no list"),
     ],
 )
@@ -432,6 +435,18 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
         paths("one/flat.jpg", "two/flat.jpg")
     with pytest.raises(UsageError, match="flat.jpg would be both flat.jpg and one/flat.jpg"):
         paths("flat.jpg", "one/flat.jpg")
+
+
+@pytest.mark.parametrize("written, there", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("name", ["images/ü/é.jpg", "ü\\é.jpg", "é", "deep/é.jpg"])
+def test_letters_of_one_and_of_two_characters_name_one_image(name, written, there, tmp_path):
+    """macOS writes ü as u and two dots, in archives too."""
+    file = sources.write_image(tmp_path / "images" / unicodedata.normalize(there, "ü/é.jpg"))
+    text = unicodedata.normalize(written, f"image,tags\n{name},x\n")
+    found = gather([sources.write_text(tmp_path / "a.csv", text)])
+    assert found.labels.paths == ([str(file)] if "deep" not in name else [str(tmp_path / text.split("\n")[1][:-2])])
+    split = sources.write_text(tmp_path / "val.txt", unicodedata.normalize(written, "é\n"))
+    assert listed(found.labels.paths, split) == (["val"], [])
 
 
 def test_images_of_another_split_are_not_taken(tmp_path):
