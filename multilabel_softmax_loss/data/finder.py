@@ -26,8 +26,8 @@ def fits(folder: str, source: str) -> bool:
 
 
 class ImageFinder:
-    """Finds the file of an image as annotations name it: as given, with a suffix added, without its first folders, or,
-    where it has no folder, by its name alone.
+    """Finds the file of an image as annotations name it: as given or nearly so, with a suffix added, without its first
+    folders, or, where it has no folder, by its name alone.
 
     Parameters
     ----------
@@ -109,11 +109,13 @@ def composed(name: str) -> str:
 
 
 def spellings(name: str) -> Iterator[Tuple[str, bool]]:
-    """How an image may be written from one of the roots: as given, with slashes, with letters of one or of two
-    characters, without its first folders (True)."""
+    """How an image may be written from one of the roots: as given, with slashes, with its suffix in capitals or not,
+    with letters of one or of two characters, without its first folders (True)."""
     yield name, False
     whole = plain(name) if "\\" in name else name
-    forms = dict.fromkeys((whole, composed(whole), unicodedata.normalize("NFD", whole)))
+    stem, suffix = os.path.splitext(whole)
+    letters = (composed(whole), unicodedata.normalize("NFD", whole))
+    forms = dict.fromkeys((whole, stem + suffix.lower(), stem + suffix.upper(), *letters))
     yield from ((form, False) for form in forms if form != name)
     for parts in (plain(form).split("/") for form in forms):
         yield from (("/".join(parts[k:]), True) for k in range(1, len(parts)))

@@ -429,6 +429,7 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
         sources.write_text(tmp_path / "other" / run / "convert.json", "{}")
         sources.write_image(tmp_path / "other" / run / "run" / "curves.png")
     assert paths("v.jpg", "w", "flat", images="other") == ["p2/v.jpg", "p3/w.JPG", "flat.PNG"]
+    assert paths("p3/w.jpg", "P2/V.JPG", images="other") == ["p3/w.JPG", "P2/V.JPG"]  # of which the second is missing
     with pytest.raises(
         UsageError, match="flat.jpg would be both one/flat.jpg and two/flat.jpg; expected a file for each"
     ):
