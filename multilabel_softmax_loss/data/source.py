@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UsageError, shortlist
 from ..files import cannot_be_read
-from .finder import ImageFinder
+from .finder import ImageFinder, composed
 from .formats import FORMATS, recognize
 from .stream import UNKNOWN
 from .text import reading
@@ -108,11 +108,13 @@ class Gathering:
             return name
         column = self.columns.get(name)
         if column is None:
-            if self.given is not None:
+            spelled = one_spelling(name)
+            column = self.columns.get(spelled)
+            if column is None and self.given is not None:
                 self.left_out[name] += 0
-                return None
-            check_name(name)
-            column = self.columns[name] = len(self.columns)
+            elif column is None:
+                check_name(spelled)
+                column = self.columns[spelled] = len(self.columns)
         return column
 
     def read(
@@ -130,7 +132,7 @@ class Gathering:
         for image, values in form.read(source, self.say):
             if image is None:
                 self.ordered |= self.given is None
-                self.declared.append((source, set(values)))
+                self.declared.append((source, set(map(one_spelling, values))))
                 if self.given is not None and 0 in values and len(values) != len(self.given):
                     told = f"{source} has {len(values)} values for each image, and --classes names {len(self.given)}"
                     raise UsageError(f"{told}; expected as many.")
@@ -198,6 +200,11 @@ class Gathering:
         names = told if self.ordered else sorted(told, key=natural)
         places = {name: k for k, name in enumerate(names)}
         return names, np.array([places[name] for name in told], np.int64)
+
+
+def one_spelling(name: Any) -> Any:
+    """The name of a class, whose letters some write as two characters; or its index."""
+    return composed(name) if isinstance(name, str) else name
 
 
 def check_name(name: Any) -> None:
@@ -309,7 +316,7 @@ def remarks(gathering: Gathering, labels: Labels, both: Set[int], classes: Optio
 def class_names(path: str) -> List[str]:
     """The names in a file, one per line."""
     with reading(path) as file:
-        rows = [row.strip() for row in file]
+        rows = [composed(row.strip()) for row in file]
     names = list(filter(None, rows))
     if not names:
         raise UsageError(f"{path} (--classes) is empty.")

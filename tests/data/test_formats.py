@@ -450,6 +450,17 @@ def test_letters_of_one_and_of_two_characters_name_one_image(name, written, ther
     assert listed(found.labels.paths, split) == (["val"], [])
 
 
+@pytest.mark.parametrize("classes", [False, True], ids=["all", "wanted"])
+def test_letters_of_one_and_of_two_characters_name_one_class(classes, tmp_path):
+    one, two = (unicodedata.normalize(form, "강아지 é") for form in ("NFC", "NFD"))
+    sources.write_images(tmp_path / "train", [f"{two}/a.jpg", "cat/b.jpg"])
+    val = sources.write_text(tmp_path / "val.csv", f"image,{one},cat\nc.jpg,1,0\n")
+    names = sources.write_text(tmp_path / "names.txt", f"cat\n{two}\n") if classes else None
+    found = gather([str(tmp_path / "train")], [val], classes=names)
+    assert_told(found, ["cat", one], {"a.jpg": [0, 1], "b.jpg": [1, 0], "c.jpg": [0, 1]})
+    assert found.notes == []
+
+
 def test_images_of_another_split_are_not_taken(tmp_path):
     """Splits whose images are numbered from 1 on each."""
     content = json.dumps({"images": [], "annotations": [{"imageId": k, "labelId": [str(k)]} for k in "12"]})
