@@ -299,6 +299,7 @@ def softmax_tile(
     high[:] = LOWEST_RANK
     best[:] = -1
     for k in range(classes):
+        fetch(scores, at + k * step + count, count)  # of the next tile
         y = labels[label_at + k * label_step :][:count]
         find_best(scores[at + k * step :][:count], y, ignoring, ignore_label, k, high, best)
     begin_tile(high, sums)
@@ -306,6 +307,7 @@ def softmax_tile(
     for k in range(classes):
         s, y = scores[at + k * step :][:count], labels[label_at + k * label_step :][:count]
         w = class_weight[k] if len(class_weight) else 1.0
+        fetch_for_writing(gradient, out_at + k * step, count)
         signs |= add_class(s, y, w, ignoring, ignore_label, k, best, exps[k], sums)
     loss, counted, idle, good = finish_tile(sums, best, weight, factor, normalization, smoothing, empty)
     for k in range(classes):
