@@ -107,14 +107,14 @@ def run(arguments: Any) -> int:
     plan = make_plan(arguments, found, groups)
     print(f"split       {', '.join(f'{name} {len(rows):,}' for name, rows in plan.orders)} images")
     print(f"duplicates  {sum(map(len, groups)):,} images in {len(groups):,} groups of the same content", flush=True)
+    if not any(map(os.path.isfile, found.labels.paths)):
+        first = found.labels.paths[0]
+        raise UsageError(f"none of the images is there, such as {first}; say with --images where they are.")
     if arguments.dry_run:
         missing = [path for path in found.labels.paths if not os.path.isfile(path)]
         print(f"missing     {len(missing):,} images{': ' + shortlist(missing) if missing else ''}")
         print("Nothing is written (--dry-run).")
         return 0
-    if not any(map(os.path.isfile, found.labels.paths)):
-        first = found.labels.paths[0]
-        raise UsageError(f"none of the images is there, such as {first}; say with --images where they are.")
     files = (os.path.join(arguments.out, name) for name in (OPTIONS, conversion.REPORT))
     if arguments.resume and all(map(os.path.exists, files)):
         conversion.compare(arguments.out, identity(arguments, plan))

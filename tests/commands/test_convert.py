@@ -372,10 +372,11 @@ def test_options_that_cannot_be_are_sentences(words, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_images_none_of_which_is_there_are_asked_for(tmp_path):
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_images_none_of_which_is_there_are_asked_for(words, tmp_path):
     source = sources.write_text(tmp_path / "a.csv", "image,tags\na.jpg,x\n")
     with pytest.raises(UsageError, match=r"none of the images is there, such as \S*a.jpg; say with --images"):
-        convert(source, "--out", tmp_path / "out")
+        convert(source, "--out", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
 
 
