@@ -84,7 +84,7 @@ class ImageFinder:
                 key = key if whole else os.path.splitext(key)[0]
                 if found.setdefault(key, path) != path:
                     told = f"{found[key]} and {path} have one name"
-                    self.say(f"{told}, so what is not right in {self.searched} is not looked for by its name alone.")
+                    self.say(f"{told}, so no image is looked for by its name alone below {self.searched}.")
                     found = {}
                     break
             self.names[whole] = found

@@ -337,6 +337,9 @@ def summary(found: Found) -> str:
     order = np.argsort(-counts, kind="stable")
     per_image = np.bincount(labels.positives()[0], minlength=images)
     example = int(np.argmax(per_image > 0))
+    row = [(labels.classes[column], value) for column, value in zip(*labels.row(example))]
+    told = [name if value == 1 else f"{name} {value:g}" for name, value in row if value != UNKNOWN]
+    hidden = [name for name, value in row if value == UNKNOWN]
 
     def listed(chosen: Iterable[int]) -> str:
         return ", ".join(f"{labels.classes[k]} {counts[k]:,}" for k in chosen)
@@ -353,10 +356,6 @@ def summary(found: Found) -> str:
         f"frequent    {listed(order[:5])}",
         f"rare        {listed(order[::-1][:5])}",
         f"unknown     {unknown:,} of {images * classes:,} labels",
-        f"example     {labels.paths[example]}: "
-        + ", ".join(
-            f"{labels.classes[column]}{'' if value == 1 else ' unknown' if value == UNKNOWN else f' {value:g}'}"
-            for column, value in zip(*labels.row(example))
-        ),
+        f"example     {labels.paths[example]}: {', '.join(told)}{'; unknown: ' if hidden else ''}{', '.join(hidden)}",
     ]
     return "\n".join([*lines, *(f"note        {note}" for note in found.notes)])

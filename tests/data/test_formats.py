@@ -73,6 +73,11 @@ def test_a_source_is_recognised_and_gives_its_labels(name, tmp_path):
     assert str(len(found.labels.paths)) in summary(found)
 
 
+def test_the_example_of_a_summary_says_which_classes_are_unknown(tmp_path):
+    found = gather([sources.write_text(tmp_path / "list.txt", "a.jpg 0.5 1 -1 -1 0\n")], given="list-values")
+    assert "a.jpg: 0 0.5, 1; unknown: 2, 3\n" in summary(found) + "\n"
+
+
 def test_what_cannot_be_known_is_asked(tmp_path):
     source = sources.write_text(tmp_path / "list.txt", "a.jpg 0 1\nb.jpg 1 0\n")
     with pytest.raises(UsageError, match=r"may be several: list-indices .*, list-values .*--format"):
@@ -424,6 +429,8 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path):
     assert paths("set/p2/v.jpg", "set/p3/a/w.jpg") == ["p2/v.jpg", "p3/a/w.jpg"]  # without their first folder
     assert paths("/home/of/flat.jpg") == paths("flat") == paths("./flat.jpg") == ["flat.jpg"]
     assert paths("v.jpg", "m") == ["v.jpg", "m"]  # as there are two w.jpg, names alone do not tell which is meant
+    notes = gather([str(tmp_path / "a.csv")], images=str(tmp_path / "photos")).notes
+    assert any("w.jpg have one name, so no image is looked for by its name alone" in note for note in notes)
     sources.write_images(tmp_path / "other", ["p2/v.jpg", "p3/w.JPG", "flat.PNG"])
     for run in ("one", "two"):  # of earlier conversions
         sources.write_text(tmp_path / "other" / run / "convert.json", "{}")
