@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,11 @@ def test_the_script_goes_the_whole_way(tmp_path):
         if line.startswith("step convert"):
             assert line.split("step ")[1].split(" --max-bad")[0] in written
     assert "Traceback" not in process.stdout + process.stderr
+
+
+def test_the_page_shows_what_a_dry_run_prints(tmp_path):
+    subprocess.run([sys.executable, str(TAGS / "make_source.py"), str(tmp_path)], check=True)
+    page = (TAGS / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"^    python (.* --dry-run)\n\n```\n(.*?)^```$", page, re.M | re.S).groups()
+    process = subprocess.run([sys.executable, *command.split()], cwd=str(tmp_path), capture_output=True, text=True)
+    assert process.stdout == shown, process.stderr
