@@ -270,7 +270,7 @@ def test_a_mean_of_means_is_something_else(one, data, tmp_path, monkeypatch):
     """So that these tests can tell it."""
     monkeypatch.setattr(window, "share", lambda divisor, is_sum: divisor)
     train(write_run(tmp_path, data, WHOLE // 2, solver=f"{SGD} iter_size: 2"), out=str(tmp_path / "run"))
-    assert distance(one / "run", tmp_path / "run") > 1e-3
+    assert distance(one / "run", tmp_path / "run") > 0.05
 
 
 # What ranks read
