@@ -63,7 +63,12 @@ def draw_curves(
         for k, name in enumerate(losses):
             places, values = series(name)
             left.plot(places, values, color=look(k)["color"], alpha=0.25, linewidth=0.8)
-            left.plot(places, smoothed(values), **look(k), label=f"{fitting(name)} in training, running mean")
+            left.plot(
+                places,
+                smoothed(values),
+                **look(k),
+                label=f"{fitting(name)} in training, running mean (faint: each iteration)",
+            )
         for k, name in enumerate(test_losses):
             style = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linewidth": 1}
             left.plot(*series(name), **{**look(len(losses) + k), **style}, label=readable(name))

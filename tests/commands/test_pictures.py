@@ -176,7 +176,7 @@ def test_a_run_is_drawn_with_readable_names(figures, tmp_path):
     tests = ["test_loss", "test_mAP", "test_LRAP", "test_coverage", "test_CF1@3"]
     draw_curves(rows, ["loss", "long" * 50], tests, best, str(tmp_path / "curves.png"))
     left, right = ([text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes)
-    assert "loss in training, running mean" in left
+    assert "loss in training, running mean (faint: each iteration)" in left
     assert "loss in the test" in left
     assert right == ["mAP in the test", "LRAP in the test", "best mAP in the test: 0.800 at iteration 10"]
     figures[0].canvas.draw()
