@@ -290,7 +290,8 @@ def print_comparison(seeds, variants, columns, measured):
     for loss, balance in variants:
         values = [[measured[run_name(seed, loss, balance)][name] for name in columns] for seed in seeds]
         cells = [loss, *([balance or ""] if balances else [])]
-        cells += [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(np.mean(values, axis=0), np.std(values, axis=0))]
+        spreads = [f" ± {spread:.3f}" if len(seeds) > 1 else "" for spread in np.std(values, axis=0)]
+        cells += [f"{mean:.3f}{spread}" for mean, spread in zip(np.mean(values, axis=0), spreads)]
         print(f"| {' | '.join(cells)} |")
 
 

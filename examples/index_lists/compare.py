@@ -117,7 +117,8 @@ def table(measured):
     lines = [f"| loss | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for loss, runs in measured.items():
         values = np.array([list(run.values()) for run in runs])
-        cells = (f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(values.mean(axis=0), values.std(axis=0)))
+        spreads = (f" ± {spread:.3f}" if len(runs) > 1 else "" for spread in values.std(axis=0))
+        cells = (f"{mean:.3f}{spread}" for mean, spread in zip(values.mean(axis=0), spreads))
         lines.append(f"| {loss} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
