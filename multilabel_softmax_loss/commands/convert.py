@@ -66,7 +66,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--encode", metavar="KIND", help="jpg:QUALITY, png or raw, in LMDBs (default: jpg:95)")
     split = parser.add_mutually_exclusive_group()
     split.add_argument("--split", type=share, metavar="SHARE", help="this share validates (default: 0.1); 0: none")
-    split.add_argument("--split-file", metavar="F", help="names of the images that validate, or `name train|val|test`")
+    told = "names of the images that validate, or `name train|val|test`; a list or a CSV"
+    split.add_argument("--split-file", metavar="F", help=told)
     split.add_argument("--val", metavar="SOURCE", action="append", default=[], help="a source for validation")
     parser.add_argument("--seed", type=seed, default=0, help="of the split and the order (default: %(default)s)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
