@@ -137,10 +137,11 @@ def die_at(number, before):              # of the calls by which files come to b
             number -= 1
             if number == 0 and before:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*arguments, **keywords)
-            if number == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return call(*arguments, **keywords)
+            finally:                         # also of those that fail, as for a file that is not there
+                if number == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return counting
     for name in ("open", "fsync", "replace", "rename", "mkdir", "symlink", "remove", "unlink", "rmdir", "chmod"):
         setattr(os, name, counted(getattr(os, name)))
