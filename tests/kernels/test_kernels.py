@@ -733,6 +733,21 @@ def test_read_only_arrays_take_a_kernel_and_unaligned_ones_numpy(calls):
     assert calls == ["softmax_rows"] * 2
 
 
+@pytest.mark.parametrize("shape", [(6, 7), (70, 7), (3, 7, 4, 5)], ids=str)
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_weights_may_lie_in_memory_in_any_way(calls, shape, loss):
+    scores, labels = random_case(shape)
+    rng = np.random.default_rng(1)
+    weight = rng.random((2 * shape[0], *shape[2:]))
+    for sample_weight in (weight[::2], weight[shape[0] - 1 :: -1], np.asfortranarray(weight[: shape[0]])):
+        class_weight = rng.random(14)[::-2]
+        given = loss(scores, labels, sample_weight, class_weight=class_weight)
+        copied = loss(scores, labels, sample_weight.copy(), class_weight=class_weight.tolist())
+        assert_agree(copied, given)
+    assert len(calls) == 6
+    assert None not in calls
+
+
 def test_without_numba_the_numpy_path_serves():
     code = "import sys; sys.modules['numba'] = None\n" + PRINT_LOSS
     done = run_python(code)
